@@ -1,0 +1,2 @@
+//! The `backup` binary.
+fn main() {}

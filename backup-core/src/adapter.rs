@@ -1,0 +1,424 @@
+//! [`ServiceAdapter`]: the code for one kind of service.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+
+use crate::context::OpContext;
+use crate::error::AdapterError;
+use crate::id::{ArtifactName, RunId};
+use crate::metadata::{ArtifactMeta, Evidence, ExternalRef, Metadata};
+use crate::source::{BackupSource, ByteStream};
+
+/// Produces and consumes the data of one service.
+///
+/// # Contract
+/// Implemented by authors of adapters; called only by [`Engine`](crate::Engine). To *run* backups, use the engine.
+///
+/// * **Cheap to build.** Construction does no I/O; the first contact with the service is in `check` or `open`.
+/// * **Shared.** Methods take `&self` and may run concurrently for different operations. The engine holds the
+///   service's lock, so that two captures or restores of one service never overlap on a host.
+/// * **Cancel-safe by hook, not by drop.** Dropping a returned future must not harm the service. What needs an async
+///   undo goes into the hooks of [`BackupSource`]; stops and pauses go through
+///   `Interruption`.
+/// * **Blocking work off the async threads**: file system, hashing, compression in `spawn_blocking`.
+/// * **Every external wait has a deadline**: [`OpContext::remaining`].
+/// * **Secrets** never appear in `Debug`, errors, artifact names, attributes, evidence or events.
+/// * Capabilities and behaviour agree: what is not declared returns
+///   [`Unsupported`](crate::AdapterErrorKind::Unsupported), which is what the default methods do.
+///
+/// A restore is staged, so that it can be planned, resumed, drilled and undone:
+/// `plan_restore → stage → switch → probe → (undo | discard)`. Every step gives a [`StepToken`] that is written to the
+/// journal before the next one begins, and every step is **idempotent**: called again with the same input after a
+/// crash it completes what is missing. Nothing goes live before every body was read to its verified end.
+/// The target is an argument, never the adapter's state.
+///
+/// The testkit's `adapter_conformance_tests!` executes these clauses.
+#[async_trait]
+pub trait ServiceAdapter: fmt::Debug + Send + Sync + 'static {
+    /// Stable name written to metadata.json, e.g. `"redis"`. Never changes once released.
+    fn kind(&self) -> &'static str;
+
+    /// What this adapter can do.
+    fn capabilities(&self) -> Capabilities;
+
+    /// Tells whether `open` would probably work. Has no side effects, needs no right that `open` does not need, and
+    /// rather passes wrongly than fails wrongly.
+    ///
+    /// # Errors
+    /// `InvalidConfig`, `NotFound`, `Unavailable` (within the deadline), `PermissionDenied` (names the right).
+    async fn check(&self, cx: &OpContext) -> Result<(), AdapterError>;
+
+    /// Starts a capture and returns its artifacts lazily.
+    ///
+    /// If this returns `Err`, the service is already as it was before: there is nothing to release.
+    async fn open(&self, cx: &OpContext) -> Result<BackupSource, AdapterError>;
+
+    /// A check of one artifact's plain bytes in the adapter's own format (tar structure, RDB checksum, dump trailer).
+    ///
+    /// Runs while a backup is written and again in `verify --level content`. `None` if there is nothing to check
+    /// beyond the hashes.
+    fn content_check(&self, purpose: &CheckPurpose, artifact: &ArtifactMeta)
+    -> Option<Box<dyn ContentCheck>>;
+
+    /// How to restore this backup without this program: what follows the checksums in RESTORE.md.
+    fn by_hand(&self, backup: &HandContext<'_>) -> Vec<HandStep>;
+
+    /// Finds out what a restore would do; changes nothing.
+    ///
+    /// # Errors
+    /// `Unsupported` if [`Capabilities::restore`] does not cover `target`; `Conflict` for a target that must not be
+    /// replaced (in use, a cluster member), unless [`OpContext::force`].
+    async fn plan_restore(
+        &self,
+        cx: &OpContext,
+        backup: &Metadata,
+        target: &RestoreTarget,
+    ) -> Result<RestorePlan, AdapterError> {
+        let _unused = (cx, backup, target);
+        Err(AdapterError::unsupported(format!("`{}` cannot restore", self.kind())))
+    }
+
+    /// Reads every body to its end and prepares the data beside the target. What is live stays untouched.
+    async fn stage(
+        &self,
+        cx: &OpContext,
+        plan: &RestorePlan,
+        source: &RestoreSource,
+    ) -> Result<StepToken, AdapterError> {
+        let _unused = (cx, plan, source);
+        Err(AdapterError::unsupported(format!("`{}` cannot restore", self.kind())))
+    }
+
+    /// Makes the staged data live and keeps what was there aside, e.g. as `<name>.backup.<timestamp>`.
+    /// On `Err` the old data is live, as if nothing had happened.
+    async fn switch(
+        &self,
+        cx: &OpContext,
+        plan: &RestorePlan,
+        staged: &StepToken,
+    ) -> Result<StepToken, AdapterError> {
+        let _unused = (cx, plan, staged);
+        Err(AdapterError::unsupported(format!("`{}` cannot restore", self.kind())))
+    }
+
+    /// Counts what the target holds now, in the terms of the backup's evidence.
+    async fn probe(&self, cx: &OpContext, target: &RestoreTarget) -> Result<Evidence, AdapterError> {
+        let _unused = (cx, target);
+        Err(AdapterError::unsupported(format!("`{}` cannot count what is live", self.kind())))
+    }
+
+    /// Puts the kept-aside data back. What was restored is kept aside in turn.
+    async fn undo(&self, cx: &OpContext, switched: &StepToken) -> Result<StepToken, AdapterError> {
+        let _unused = (cx, switched);
+        Err(AdapterError::unsupported(format!("`{}` cannot undo a restore", self.kind())))
+    }
+
+    /// What a token still occupies: staged data that never went live, or data kept aside. For `cleanup`'s plan.
+    async fn leftovers(&self, cx: &OpContext, token: &StepToken) -> Result<Vec<Leftover>, AdapterError> {
+        let _unused = (cx, token);
+        Ok(Vec::new())
+    }
+
+    /// Removes what [`leftovers`](Self::leftovers) lists. Idempotent.
+    async fn discard(&self, cx: &OpContext, token: &StepToken) -> Result<(), AdapterError> {
+        let _unused = (cx, token);
+        Ok(())
+    }
+
+    /// Removes what killed runs left in the service: clones, slots, snapshots on its side, scratch containers.
+    ///
+    /// `dead` are runs that are known to be over. Idempotent; returns what was removed, one line each.
+    async fn reclaim(&self, cx: &OpContext, dead: &[RunId]) -> Result<Vec<String>, AdapterError>;
+
+    /// Deletes external artifacts. Idempotent: what is already gone is success. Called only for the store of origin.
+    async fn purge_external(&self, cx: &OpContext, refs: &[ExternalRef]) -> Result<(), AdapterError> {
+        let _unused = cx;
+        if refs.is_empty() {
+            return Ok(());
+        }
+        Err(AdapterError::unsupported(format!("`{}` keeps nothing outside the store", self.kind())))
+    }
+}
+
+/// What an adapter can do. Must agree with its behaviour.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Capabilities {
+    /// Can restore over the live service.
+    pub restore_live: bool,
+    /// Can restore into a plain directory.
+    pub restore_dir: bool,
+    /// Can restore into scratch, which is what `verify --level restore` needs.
+    pub restore_scratch: bool,
+    /// Can count what a target holds.
+    pub probe: bool,
+    /// Can put kept-aside data back.
+    pub undo: bool,
+}
+
+impl Capabilities {
+    /// Restores everywhere, probes and undoes.
+    #[must_use]
+    pub const fn full() -> Self {
+        Self { restore_live: true, restore_dir: true, restore_scratch: true, probe: true, undo: true }
+    }
+
+    /// Backs up only.
+    #[must_use]
+    pub const fn backup_only() -> Self {
+        Self { restore_live: false, restore_dir: false, restore_scratch: false, probe: false, undo: false }
+    }
+
+    /// Restores into directories and scratch, and nothing else.
+    #[must_use]
+    pub const fn restore_elsewhere() -> Self {
+        Self { restore_live: false, restore_dir: true, restore_scratch: true, probe: false, undo: false }
+    }
+}
+
+/// Where a restore goes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum RestoreTarget {
+    /// The service itself, where its configuration says it is.
+    Live,
+    /// A directory of the user's choice; created if missing, must be empty.
+    Dir(PathBuf),
+    /// A throw-away place that the engine made and removes.
+    Scratch(ScratchHandle),
+}
+
+/// A throw-away place for a test restore.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScratchHandle {
+    /// An empty private directory on local disk.
+    pub dir: PathBuf,
+    /// Tags whatever the adapter creates elsewhere (containers, networks).
+    pub run_id: RunId,
+}
+
+/// What a restore will do, as data.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestorePlan {
+    /// Where it goes.
+    pub target: RestoreTarget,
+    /// What will happen, in order, one line each, for people.
+    pub steps: Vec<String>,
+    /// What is there now and will be kept aside.
+    pub replaces: Vec<Replaced>,
+    /// Free space that it needs, per file system. Checked by the engine before `stage`.
+    pub space: Vec<SpaceNeed>,
+    /// The adapter's own plan.
+    pub token: StepToken,
+}
+
+/// Something that a restore replaces and keeps aside.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Replaced {
+    /// What, e.g. a path.
+    pub what: String,
+    /// What it will be called then.
+    pub kept_as: String,
+    /// Its newest change: what would be lost is what changed after the backup.
+    pub changed_at: Option<DateTime<Utc>>,
+}
+
+/// Free space that a restore needs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SpaceNeed {
+    /// An existing directory on the file system.
+    pub path: PathBuf,
+    /// Bytes needed there.
+    pub bytes: u64,
+}
+
+/// What a step of a restore must remember; opaque to the engine, kept in its journal.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct StepToken(serde_json::Value);
+
+impl StepToken {
+    /// Wraps the adapter's own state.
+    ///
+    /// # Errors
+    /// `Other` when it does not serialise to JSON.
+    pub fn new<T: Serialize>(state: &T) -> Result<Self, AdapterError> {
+        serde_json::to_value(state).map(Self).map_err(|e| {
+            AdapterError::new(crate::AdapterErrorKind::Other, "cannot record the restore step").with_source(e)
+        })
+    }
+
+    /// The adapter's own state again.
+    ///
+    /// # Errors
+    /// `Corrupt` when it is of another shape, e.g. written by another version.
+    pub fn get<T: serde::de::DeserializeOwned>(&self) -> Result<T, AdapterError> {
+        serde_json::from_value(self.0.clone())
+            .map_err(|e| AdapterError::corrupt("the recorded restore step is not readable").with_source(e))
+    }
+}
+
+/// Something that occupies space or a name after a restore.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Leftover {
+    /// What, e.g. a path.
+    pub what: String,
+    /// Its size, if known.
+    pub bytes: Option<u64>,
+}
+
+/// Why a content check runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum CheckPurpose {
+    /// The backup is being written: cheap checks only, in step with the stream.
+    Capture,
+    /// `verify --level content`: whatever proves the content; may use a private folder that is removed afterwards.
+    Verify {
+        /// The folder.
+        spool: PathBuf,
+    },
+}
+
+/// Checks plain bytes as they pass. Synchronous: runs on a blocking thread.
+pub trait ContentCheck: Send {
+    /// Takes the next bytes.
+    ///
+    /// # Errors
+    /// `Corrupt` as soon as they cannot be right; says where.
+    fn update(&mut self, bytes: &[u8]) -> Result<(), AdapterError>;
+
+    /// The stream ended. Returns the counts found in it; they must agree with the backup's evidence.
+    ///
+    /// # Errors
+    /// `Corrupt` when something is missing or does not match.
+    fn finish(self: Box<Self>) -> Result<Evidence, AdapterError>;
+}
+
+/// Opens decoded bodies; implemented by the engine.
+#[async_trait]
+pub trait ArtifactOpener: Send + Sync + 'static {
+    /// The plain bytes of `artifact`, verified while they are read: a mismatch arrives as `Err(Corrupt)` at the
+    /// latest in place of the end.
+    async fn open(&self, artifact: &ArtifactMeta) -> Result<ByteStream<AdapterError>, AdapterError>;
+}
+
+/// The backup that is restored.
+#[derive(Clone)]
+pub struct RestoreSource {
+    metadata: Arc<Metadata>,
+    opener: Arc<dyn ArtifactOpener>,
+}
+
+impl RestoreSource {
+    /// A source over `opener`.
+    #[must_use]
+    pub fn new(metadata: Arc<Metadata>, opener: Arc<dyn ArtifactOpener>) -> Self {
+        Self { metadata, opener }
+    }
+
+    /// The backup's metadata.
+    #[must_use]
+    pub fn metadata(&self) -> &Metadata {
+        &self.metadata
+    }
+
+    /// The plain bytes of one artifact. Read them to the `None`: only that proves them.
+    ///
+    /// # Errors
+    /// `NotFound` if the backup has no such artifact.
+    pub async fn open(&self, name: &ArtifactName) -> Result<ByteStream<AdapterError>, AdapterError> {
+        let artifact = self.metadata.artifact(name).ok_or_else(|| {
+            AdapterError::new(
+                crate::AdapterErrorKind::NotFound,
+                format!("the backup has no artifact `{name}`"),
+            )
+        })?;
+        self.opener.open(artifact).await
+    }
+}
+
+impl fmt::Debug for RestoreSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RestoreSource").field("id", &self.metadata.id()).finish_non_exhaustive()
+    }
+}
+
+/// What [`ServiceAdapter::by_hand`] may use.
+#[derive(Debug, Clone, Copy)]
+pub struct HandContext<'a> {
+    /// The backup.
+    pub metadata: &'a Metadata,
+}
+
+impl HandContext<'_> {
+    /// A shell command that writes the plain bytes of `artifact` to its standard output, e.g. `zstd -dcq x.tar.zst`.
+    /// Relative to the backup's directory.
+    #[must_use]
+    pub fn decode(&self, artifact: &ArtifactMeta) -> String {
+        let files: Vec<String> = artifact.files.iter().map(|f| shell_quote(&f.path)).collect();
+        let mut stages = artifact.encodings.iter().rev().map(|e| match e.as_str() {
+            "age" => "age -d -i \"$IDENTITY\"",
+            _ => "zstd -dcq",
+        });
+        let mut command = match (stages.next(), files.as_slice()) {
+            (Some("zstd -dcq"), files) => format!("zstd -dcq {}", files.join(" ")),
+            (Some(first), [one]) => format!("{first} {one}"),
+            (Some(first), many) => format!("cat {} | {first}", many.join(" ")),
+            (None, files) => format!("cat {}", files.join(" ")),
+        };
+        for stage in stages {
+            command.push_str(" | ");
+            command.push_str(stage);
+        }
+        command
+    }
+}
+
+/// Quotes `text` for a POSIX shell, if it needs it.
+#[must_use]
+pub fn shell_quote(text: &str) -> String {
+    let plain = |b: u8| {
+        b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.' | b'/' | b'=' | b':' | b',' | b'+')
+    };
+    if !text.is_empty() && text.bytes().all(plain) && !text.starts_with('-') {
+        text.to_owned()
+    } else {
+        format!("'{}'", text.replace('\'', r"'\''"))
+    }
+}
+
+/// One step of RESTORE.md.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HandStep {
+    /// What it does, a sentence.
+    pub text: String,
+    /// The command, for `bash`, run in the backup's directory. Empty if there is none.
+    pub command: String,
+}
+
+impl HandStep {
+    /// A step with a command.
+    pub fn new(text: impl Into<String>, command: impl Into<String>) -> Self {
+        Self { text: text.into(), command: command.into() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quoting_survives_a_shell() {
+        assert_eq!(shell_quote("redis_1.rdb.zst"), "redis_1.rdb.zst");
+        assert_eq!(shell_quote("it's"), r"'it'\''s'");
+        assert_eq!(shell_quote(""), "''");
+        assert_eq!(shell_quote("-rf"), "'-rf'");
+    }
+}

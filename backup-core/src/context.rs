@@ -1,0 +1,98 @@
+//! What an adapter is told about the operation that it takes part in.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::Clock;
+use crate::error::{AdapterError, AdapterErrorKind};
+use crate::event::{Event, EventSink};
+use crate::id::{RunId, ServiceName, Timestamp};
+use crate::secret::SecretResolver;
+
+/// The circumstances of one operation on one service.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct OpContext {
+    /// The service.
+    pub service: ServiceName,
+    /// The run; tags whatever the adapter leaves in the service, so that `reclaim` finds it after a hard kill.
+    pub run_id: RunId,
+    /// The operation's moment: names the backup, and what a restore keeps aside (`<name>.backup.<timestamp>`).
+    pub timestamp: Timestamp,
+    /// A private folder on local disk that exists and is removed after the operation, for spools and scratch files.
+    pub spool: PathBuf,
+    /// Folders that are never part of a backup: stores, the state directory.
+    pub excluded: Vec<PathBuf>,
+    /// Fires when the operation should end early: stop promptly and leave the service as it was.
+    pub cancel: CancellationToken,
+    /// When the operation's budget ends. Every external wait must end by then; see [`OpContext::remaining`].
+    pub deadline: Option<Instant>,
+    /// How many threads the operation may keep busy.
+    pub threads: usize,
+    /// The user insists: go on where a doubt, not a danger to other data, would stop the operation.
+    pub force: bool,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+    /// Where events go.
+    pub events: Arc<dyn EventSink>,
+    /// Secrets.
+    pub secrets: Arc<dyn SecretResolver>,
+}
+
+impl OpContext {
+    /// A context with everything that has no sensible default; the rest can be set by field.
+    pub fn new(
+        service: ServiceName,
+        run_id: RunId,
+        timestamp: Timestamp,
+        spool: impl Into<PathBuf>,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
+        Self {
+            service,
+            run_id,
+            timestamp,
+            spool: spool.into(),
+            excluded: Vec::new(),
+            cancel: CancellationToken::new(),
+            deadline: None,
+            threads: 1,
+            force: false,
+            clock,
+            events: Arc::new(crate::event::NoEvents),
+            secrets: Arc::new(crate::secret::NoSecrets),
+        }
+    }
+
+    /// Tells the operator something that is not an error, at once. (What belongs to the backup itself goes into
+    /// [`CaptureReport::warnings`](crate::CaptureReport).)
+    pub fn warn(&self, message: impl Into<String>) {
+        self.events.emit(Event::Warning { service: Some(self.service.clone()), message: message.into() });
+    }
+
+    /// What is left of the budget; `None` without a deadline.
+    #[must_use]
+    pub fn remaining(&self) -> Option<Duration> {
+        self.deadline.map(|d| d.saturating_duration_since(Instant::now()))
+    }
+
+    /// An error if the operation was cancelled or its budget is used up: for loops that do blocking work.
+    ///
+    /// # Errors
+    /// [`AdapterErrorKind::Cancelled`] or [`AdapterErrorKind::Timeout`].
+    pub fn check_alive(&self) -> Result<(), AdapterError> {
+        if self.cancel.is_cancelled() {
+            return Err(AdapterError::cancelled());
+        }
+        match self.remaining() {
+            Some(left) if left.is_zero() => {
+                Err(AdapterError::new(AdapterErrorKind::Timeout, "the time budget is used up"))
+            }
+            _ => Ok(()),
+        }
+    }
+}

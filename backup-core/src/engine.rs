@@ -1,0 +1,1 @@
+//! Back up, verify, restore, prune.

@@ -1,0 +1,125 @@
+//! Secrets: values that never show, and references to where they are kept.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use crate::error::ConfigError;
+
+/// A value that is redacted in `Debug` and cannot be serialised. Read it with [`Secret::expose`].
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Wraps `value`.
+    #[must_use]
+    pub fn new(value: impl Into<String>) -> Self {
+        Self(value.into())
+    }
+
+    /// The value itself: for the wire or a child's environment, never for argv, logs or errors.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(…)")
+    }
+}
+
+/// Where a secret is kept, as the configuration says it: `{ env = "NAME" }`, `{ file = "path" }`,
+/// `{ command = ["prog", "arg"] }` or `{ dotenv = ".env", key = "NAME" }`. Never the secret itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SecretRef {
+    /// A variable of the process's environment.
+    Env(String),
+    /// A file; one trailing line break is dropped. Relative to the configuration file.
+    File(PathBuf),
+    /// A program that prints it; one trailing line break is dropped.
+    Command(Vec<String>),
+    /// One key of a dotenv file. Relative to the configuration file.
+    Dotenv {
+        /// The file.
+        path: PathBuf,
+        /// The key in it.
+        key: String,
+    },
+}
+
+impl<'de> Deserialize<'de> for SecretRef {
+    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Raw {
+            env: Option<String>,
+            file: Option<PathBuf>,
+            command: Option<Vec<String>>,
+            dotenv: Option<PathBuf>,
+            key: Option<String>,
+        }
+        let raw = Raw::deserialize(d)?;
+        match (raw.env, raw.file, raw.command, raw.dotenv, raw.key) {
+            (Some(name), None, None, None, None) => Ok(Self::Env(name)),
+            (None, Some(path), None, None, None) => Ok(Self::File(path)),
+            (None, None, Some(argv), None, None) if !argv.is_empty() => Ok(Self::Command(argv)),
+            (None, None, None, Some(path), Some(key)) => Ok(Self::Dotenv { path, key }),
+            _ => Err(serde::de::Error::custom(
+                "a secret is one of { env = … }, { file = … }, { command = [ … ] }, { dotenv = …, key = … }",
+            )),
+        }
+    }
+}
+
+impl SecretRef {
+    /// Makes relative paths relative to `base`, the folder of the configuration file.
+    #[must_use]
+    pub fn relative_to(self, base: &Path) -> Self {
+        match self {
+            Self::File(p) => Self::File(base.join(p)),
+            Self::Dotenv { path, key } => Self::Dotenv { path: base.join(path), key },
+            other => other,
+        }
+    }
+}
+
+/// Resolves references. The library reads no environment: the binary passes a resolver that may.
+pub trait SecretResolver: fmt::Debug + Send + Sync + 'static {
+    /// The secret behind `reference`, read anew at each call, so that a rotation needs no restart.
+    ///
+    /// # Errors
+    /// [`ConfigError`] that names the reference (the variable, the file), never a value.
+    fn resolve(&self, reference: &SecretRef) -> Result<Secret, ConfigError>;
+}
+
+/// A resolver that knows no secrets: for callers without any.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct NoSecrets;
+
+impl SecretResolver for NoSecrets {
+    fn resolve(&self, _: &SecretRef) -> Result<Secret, ConfigError> {
+        Err(ConfigError::new("this program resolves no secrets"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn debug_shows_nothing() {
+        assert_eq!(format!("{:?}", Secret::new("hunter2")), "Secret(…)");
+    }
+
+    #[test]
+    fn references_parse_and_mixtures_do_not() {
+        let parse = |s: &str| toml::from_str::<std::collections::BTreeMap<String, SecretRef>>(s);
+        assert_eq!(parse("p = { env = 'A' }").unwrap()["p"], SecretRef::Env("A".into()));
+        assert!(parse("p = { env = 'A', file = 'b' }").is_err());
+        assert!(parse("p = { dotenv = '.env' }").is_err());
+        assert!(parse("p = 'plain text'").is_err());
+    }
+}

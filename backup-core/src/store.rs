@@ -1,0 +1,190 @@
+//! [`Store`] and [`StoreWriter`]: where bytes go.
+
+use std::fmt;
+use std::ops::Range;
+use std::path::PathBuf;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use chrono::{DateTime, Utc};
+use futures::stream::BoxStream;
+
+use crate::error::StoreError;
+use crate::id::StoreKey;
+use crate::source::ByteStream;
+
+mod local;
+mod memory;
+
+pub use local::LocalStore;
+pub use memory::MemoryStore;
+
+/// Keeps bytes under keys. Knows nothing about backups: [`Catalog`](crate::Catalog) does.
+///
+/// # Contract
+/// Implemented by authors of stores; called by the catalog and the pipeline.
+///
+/// * Prefixes match whole segments: `a/b` matches `a/b/c`, not `a/bc`.
+/// * **All or nothing:** no reader or lister sees a key before `create` or [`StoreWriter::finish`] returned `Ok`, or was
+///   about to. A failed, aborted or dropped write is never visible.
+/// * **Durable on return** where [`StoreCapabilities::durable`] says so: the data survives a power cut.
+/// * Read-after-write and list-after-write consistent.
+/// * A full, read-only or broken medium becomes the matching [`StoreError`], never a panic or a silent loss.
+/// * Wrappers implement every method and carry `#[deny(clippy::missing_trait_methods)]`.
+///
+/// The testkit's `store_conformance_tests!` executes these clauses.
+#[async_trait]
+pub trait Store: fmt::Debug + fmt::Display + Send + Sync + 'static {
+    /// What this store guarantees.
+    fn capabilities(&self) -> StoreCapabilities;
+
+    /// Opens a large write; replaces nothing: `finish` fails with `AlreadyExists` if the key is taken, where the medium
+    /// can tell (the catalog never writes a data key twice).
+    async fn writer(&self, key: &StoreKey, options: WriteOptions)
+    -> Result<Box<dyn StoreWriter>, StoreError>;
+
+    /// Writes a small object (at most 1 MiB) if the key is free. Of any number of concurrent calls exactly one wins.
+    ///
+    /// # Errors
+    /// `AlreadyExists` if the key is taken.
+    async fn create(&self, key: &StoreKey, bytes: Bytes) -> Result<(), StoreError>;
+
+    /// Size and version of an object.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    async fn head(&self, key: &StoreKey) -> Result<ObjectInfo, StoreError>;
+
+    /// The whole object, in chunks of about 1 MiB. A read that ends early is an `Err` in the stream, never a clean end.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    async fn read(&self, key: &StoreKey) -> Result<ByteStream<StoreError>, StoreError>;
+
+    /// A part of an object. `range` must lie within it.
+    ///
+    /// # Errors
+    /// `NotFound`; `Other` for a range beyond the end.
+    async fn read_range(&self, key: &StoreKey, range: Range<u64>) -> Result<Bytes, StoreError>;
+
+    /// Every object below `prefix` (`None`: all), recursively, in any order. A missing prefix is an empty stream; an
+    /// error means that the listing is not complete.
+    fn list(&self, prefix: Option<&StoreKey>) -> BoxStream<'static, Result<ObjectInfo, StoreError>>;
+
+    /// Every key below `prefix`, recursively, in any order: the cheapest listing that the store can do.
+    fn list_keys(&self, prefix: Option<&StoreKey>) -> BoxStream<'static, Result<StoreKey, StoreError>>;
+
+    /// Names of the directories right below `prefix` that hold at least one object, sorted.
+    async fn list_dirs(&self, prefix: Option<&StoreKey>) -> Result<Vec<String>, StoreError>;
+
+    /// Moves a small object. Locally a rename, which needs no free space; elsewhere create, then delete. Idempotent:
+    /// success if `from` is gone and `to` is there.
+    ///
+    /// # Errors
+    /// `NotFound` if neither is there.
+    async fn rename(&self, from: &StoreKey, to: &StoreKey) -> Result<(), StoreError>;
+
+    /// Removes one object. Idempotent: a missing key is success.
+    async fn delete(&self, key: &StoreKey) -> Result<(), StoreError>;
+
+    /// Removes everything below `prefix`, abandoned partial writes included. Not atomic; idempotent, safe to run again.
+    async fn delete_prefix(&self, prefix: &StoreKey) -> Result<(), StoreError>;
+
+    /// Where an object lies on this host's disk, if it does.
+    fn local_path(&self, key: &StoreKey) -> Option<PathBuf>;
+
+    /// Free and total bytes of the medium; `None` where that has no meaning.
+    async fn space(&self) -> Result<Option<Space>, StoreError>;
+}
+
+/// A write in progress: invisible until [`finish`](Self::finish).
+///
+/// `finish` and `abort` consume the writer, so that "write after finish" does not compile. Dropped without either, it
+/// leaves nothing visible, but maybe invisible parts, which `delete_prefix` removes.
+#[async_trait]
+pub trait StoreWriter: fmt::Debug + Send {
+    /// Takes the next bytes: `Ok` means that every one was accepted. Slow media hold the caller back here.
+    /// After a dropped call only `abort` is allowed.
+    async fn write(&mut self, chunk: Bytes) -> Result<(), StoreError>;
+
+    /// Makes the object visible, and durable where the store promises that.
+    async fn finish(self: Box<Self>) -> Result<ObjectInfo, StoreError>;
+
+    /// Gives the write up and removes its parts.
+    async fn abort(self: Box<Self>) -> Result<(), StoreError>;
+}
+
+/// What a store guarantees beyond the contract.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct StoreCapabilities {
+    /// What was written survives a power cut.
+    pub durable: bool,
+    /// `create` is exclusive against other processes and hosts.
+    pub exclusive_create: bool,
+}
+
+impl StoreCapabilities {
+    /// Durable and exclusive.
+    #[must_use]
+    pub const fn full() -> Self {
+        Self { durable: true, exclusive_create: true }
+    }
+
+    /// Sets whether what was written survives a power cut.
+    #[must_use]
+    pub const fn with_durable(mut self, durable: bool) -> Self {
+        self.durable = durable;
+        self
+    }
+}
+
+/// What an object is for; decides its storage class.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Role {
+    /// Small, read often: metadata, facts, leases. Always in the fastest class.
+    Control,
+    /// Large, read seldom: artifacts.
+    #[default]
+    Data,
+}
+
+/// How to write an object.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct WriteOptions {
+    /// What it is for.
+    pub role: Role,
+    /// About how many bytes will come; decides part sizes. May be wrong.
+    pub size_hint: Option<u64>,
+}
+
+impl WriteOptions {
+    /// Data of about `size_hint` bytes.
+    #[must_use]
+    pub fn data(size_hint: Option<u64>) -> Self {
+        Self { role: Role::Data, size_hint }
+    }
+}
+
+/// One object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ObjectInfo {
+    /// Its key.
+    pub key: StoreKey,
+    /// Its length in bytes.
+    pub bytes: u64,
+    /// When it was written, by the store's clock.
+    pub modified: Option<DateTime<Utc>>,
+    /// Changes whenever the object does (an etag, or inode and times).
+    pub version: Option<String>,
+}
+
+/// Room on a medium.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Space {
+    /// Bytes that may still be written.
+    pub free: u64,
+    /// Bytes in all.
+    pub total: u64,
+}

@@ -1,0 +1,1 @@
+//! Data generators and harness shared by the benchmarks.
