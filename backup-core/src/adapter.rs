@@ -24,7 +24,7 @@ use crate::source::{BackupSource, ByteStream};
 ///   service's lock, so that two captures or restores of one service never overlap on a host.
 /// * **Cancel-safe by hook, not by drop.** Dropping a returned future must not harm the service. What needs an async
 ///   undo goes into the hooks of [`BackupSource`]; stops and pauses go through
-///   `Interruption`.
+///   [`Interruption`](crate::runtime::Interruption).
 /// * **Blocking work off the async threads**: file system, hashing, compression in `spawn_blocking`.
 /// * **Every external wait has a deadline**: [`OpContext::remaining`].
 /// * **Secrets** never appear in `Debug`, errors, artifact names, attributes, evidence or events.
@@ -71,7 +71,7 @@ pub trait ServiceAdapter: fmt::Debug + Send + Sync + 'static {
     /// Finds out what a restore would do; changes nothing.
     ///
     /// # Errors
-    /// `Unsupported` if [`Capabilities::restore`] does not cover `target`; `Conflict` for a target that must not be
+    /// `Unsupported` if the [`Capabilities`] do not cover `target`; `Conflict` for a target that must not be
     /// replaced (in use, a cluster member), unless [`OpContext::force`].
     async fn plan_restore(
         &self,
@@ -119,12 +119,18 @@ pub trait ServiceAdapter: fmt::Debug + Send + Sync + 'static {
     }
 
     /// What a token still occupies: staged data that never went live, or data kept aside. For `cleanup`'s plan.
+    ///
+    /// `token` is any that the restore has: the plan's, if it died or failed while it staged, else that of its latest
+    /// step. [`OpContext::run_id`] is the restore's own; [`OpContext::timestamp`] is that of now.
     async fn leftovers(&self, cx: &OpContext, token: &StepToken) -> Result<Vec<Leftover>, AdapterError> {
         let _unused = (cx, token);
         Ok(Vec::new())
     }
 
-    /// Removes what [`leftovers`](Self::leftovers) lists. Idempotent.
+    /// Removes what [`leftovers`](Self::leftovers) lists, for the same tokens. Idempotent.
+    ///
+    /// # Errors
+    /// `Conflict` for the token of a `stage` whose `switch` is half done: what was live may lie there.
     async fn discard(&self, cx: &OpContext, token: &StepToken) -> Result<(), AdapterError> {
         let _unused = (cx, token);
         Ok(())
@@ -132,7 +138,8 @@ pub trait ServiceAdapter: fmt::Debug + Send + Sync + 'static {
 
     /// Removes what killed runs left in the service: clones, slots, snapshots on its side, scratch containers.
     ///
-    /// `dead` are runs that are known to be over. Idempotent; returns what was removed, one line each.
+    /// `dead` are runs that are known to be over and that were no restores (those have a journal, which settles them).
+    /// Idempotent; returns what was removed, one line each.
     async fn reclaim(&self, cx: &OpContext, dead: &[RunId]) -> Result<Vec<String>, AdapterError>;
 
     /// Deletes external artifacts. Idempotent: what is already gone is success. Called only for the store of origin.

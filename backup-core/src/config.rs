@@ -1,1 +1,215 @@
-//! What the user wrote.
+//! What the user wrote: `backup.toml`, checked as far as that needs no adapter.
+//!
+//! ```toml
+//! [store]
+//! url = "file:///mnt/data/backups/enterprise"
+//!
+//! [intervals.hourly]
+//! services = ["data"]
+//! keep = { latest = 4, hourly = 24, daily = 7 }
+//!
+//! [services.data]
+//! kind = "files"
+//! paths = ["/srv/data"]
+//! max_age = "2h"
+//! ```
+//!
+//! [`Config::parse`] does no I/O; [`Config::resolve`] looks the adapters up and gives a
+//! [`BackupPlan`]. Whatever is unknown or cannot be honoured is an error that names the key:
+//! nothing is silently ignored.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::error::ConfigError;
+use crate::id::{Interval, ServiceName};
+use crate::plan::BackupPlan;
+use crate::registry::{AdapterRegistry, without_password};
+use crate::retention::Policy;
+
+pub(crate) mod explain;
+mod raw;
+mod values;
+
+/// The keys of a service that are core's; all others are its adapter's.
+pub const SERVICE_KEYS: &[&str] =
+    &["kind", "enabled", "after", "timeout", "max_age", "rto", "encrypt", "limits", "hooks", "labels"];
+
+/// A whole configuration.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Config {
+    /// Where it was read from, for messages.
+    pub file_name: Option<String>,
+    /// Where backups go.
+    pub store: StoreConfig,
+    /// The folder for locks, journals and spools. The program chooses one if it is not set.
+    pub state_dir: Option<PathBuf>,
+    /// The name of this host in metadata. The program asks the system if it is not set.
+    pub host: Option<String>,
+    /// The series, by name.
+    pub intervals: BTreeMap<Interval, IntervalConfig>,
+    /// The services, by name.
+    pub services: BTreeMap<ServiceName, ServiceConfig>,
+    /// How much of the machine a run may take.
+    pub limits: Limits,
+    /// The zstd level, 1 to 19.
+    pub compression_level: i32,
+    /// When a backup is suspect.
+    pub guard: Guard,
+}
+
+/// `[store]`.
+#[derive(Clone, PartialEq, Eq)]
+pub struct StoreConfig {
+    /// A URL such as `file:///mnt/backups` or `s3://bucket/prefix`, or a path.
+    pub url: String,
+    /// What else the store wants to know.
+    pub options: BTreeMap<String, String>,
+}
+
+impl fmt::Debug for StoreConfig {
+    /// Shows which options there are, not their values, and no password: some stores take secrets there.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let options: Vec<&String> = self.options.keys().collect();
+        f.debug_struct("StoreConfig")
+            .field("url", &without_password(&self.url))
+            .field("options", &options)
+            .finish()
+    }
+}
+
+/// `[intervals.<name>]`.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct IntervalConfig {
+    /// What is backed up, in the order written.
+    pub services: Vec<ServiceName>,
+    /// What is kept; `None` keeps everything.
+    pub policy: Option<Policy>,
+    /// The budget of each service in this series, unless it has its own.
+    pub timeout: Option<Duration>,
+    /// When it runs, as systemd's `OnCalendar=` takes it.
+    pub schedule: Option<String>,
+}
+
+/// `[services.<name>]`.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct ServiceConfig {
+    /// The adapter's kind.
+    pub kind: String,
+    /// Whether it takes part in runs.
+    pub enabled: bool,
+    /// Services that must be done before in the same run.
+    pub after: Vec<ServiceName>,
+    /// The budget of one backup.
+    pub timeout: Option<Duration>,
+    /// The operator is alerted when the newest good backup is older.
+    pub max_age: Option<Duration>,
+    /// How long a recovery may take.
+    pub rto: Option<Duration>,
+    /// For people and filters.
+    pub labels: BTreeMap<String, String>,
+    /// The adapter's own keys.
+    pub settings: toml::Table,
+}
+
+impl ServiceConfig {
+    /// A service of `kind` with the adapter's own keys; the rest can be set by field.
+    #[must_use]
+    pub fn new(kind: impl Into<String>, settings: toml::Table) -> Self {
+        Self {
+            kind: kind.into(),
+            enabled: true,
+            after: Vec::new(),
+            timeout: None,
+            max_age: None,
+            rto: None,
+            labels: BTreeMap::new(),
+            settings,
+        }
+    }
+}
+
+/// `[limits]`: backups must not starve what they protect.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Limits {
+    /// How many threads compress and decode, over all services; at least 1. `None`: as many as there are processors.
+    pub threads: Option<usize>,
+    /// How many services are worked on at once; at least 1. `None`: the engine chooses.
+    pub parallel: Option<usize>,
+}
+
+/// `[guard]`: a backup whose evidence or size collapses against its predecessors is committed as suspect.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
+pub struct Guard {
+    /// Whether to compare at all.
+    pub enabled: bool,
+    /// Below this share of the recent good ones a backup is suspect; over 0, at most 1.
+    pub ratio: f64,
+}
+
+impl Default for Guard {
+    fn default() -> Self {
+        Self { enabled: true, ratio: 0.5 }
+    }
+}
+
+/// The zstd level that is used where none is configured: the fastest of the regular ones.
+pub const DEFAULT_COMPRESSION_LEVEL: i32 = 1;
+
+impl Config {
+    /// A configuration without services, for programs that need no file.
+    pub fn new(store_url: impl Into<String>) -> Self {
+        Self {
+            file_name: None,
+            store: StoreConfig { url: store_url.into(), options: BTreeMap::new() },
+            state_dir: None,
+            host: None,
+            intervals: BTreeMap::new(),
+            services: BTreeMap::new(),
+            limits: Limits::default(),
+            compression_level: DEFAULT_COMPRESSION_LEVEL,
+            guard: Guard::default(),
+        }
+    }
+
+    /// Reads the text of a `backup.toml`. `file_name` stands in messages.
+    ///
+    /// # Errors
+    /// [`ConfigError`] that says where, what is wrong, and (in its [`help`](ConfigError::help)) what was probably meant.
+    pub fn parse(text: &str, file_name: &str) -> Result<Self, ConfigError> {
+        let config = explain::parse_toml(text).and_then(raw::read).map_err(|e| e.at(file_name))?;
+        Ok(Self { file_name: Some(file_name.to_owned()), ..config })
+    }
+
+    /// Adds a service.
+    ///
+    /// # Errors
+    /// [`ConfigError`] if there is one of that name.
+    pub fn add_service(&mut self, name: ServiceName, service: ServiceConfig) -> Result<(), ConfigError> {
+        if self.services.contains_key(&name) {
+            return Err(ConfigError::new(format!("there are two services named `{name}`")));
+        }
+        self.services.insert(name, service);
+        Ok(())
+    }
+
+    /// Looks the adapters up, checks what belongs together, and makes paths relative to `base_dir`, the folder of the
+    /// configuration file. Pure: no file system, no network.
+    ///
+    /// # Errors
+    /// [`ConfigError`] for unknown kinds, keys, services, and services that wait for each other.
+    pub fn resolve(self, registry: &AdapterRegistry, base_dir: &Path) -> Result<BackupPlan, ConfigError> {
+        let file_name = self.file_name.clone();
+        BackupPlan::resolve(self, registry, base_dir).map_err(|e| match file_name {
+            Some(file) => e.at(file),
+            None => e,
+        })
+    }
+}

@@ -80,6 +80,18 @@ impl OpContext {
         self.deadline.map(|d| d.saturating_duration_since(Instant::now()))
     }
 
+    /// Runs `work` until it ends, the operation is cancelled, or its budget is used up: for every external wait.
+    ///
+    /// # Errors
+    /// [`AdapterErrorKind::Cancelled`] or [`AdapterErrorKind::Timeout`]; `work` was dropped then.
+    pub async fn within<T>(&self, work: impl Future<Output = T> + Send) -> Result<T, AdapterError> {
+        let left = self.remaining().unwrap_or(Duration::MAX);
+        match tokio::time::timeout(left, self.cancel.run_until_cancelled(work)).await {
+            Ok(Some(done)) => Ok(done),
+            _ => Err(self.check_alive().err().unwrap_or_else(AdapterError::cancelled)),
+        }
+    }
+
     /// An error if the operation was cancelled or its budget is used up: for loops that do blocking work.
     ///
     /// # Errors

@@ -100,7 +100,7 @@ pub fn switch(swap: &Swap) -> io::Result<()> {
                 Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => exchange_by_two_renames(swap)?,
                 // A crash of the two-rename way in its middle: the old data is aside already.
                 Err(rustix::io::Errno::NOENT) if identity(&swap.kept)?.is_some() => {
-                    fs::rename(&swap.staged, &swap.target)?
+                    fs::rename(&swap.staged, &swap.target)?;
                 }
                 Err(e) => return Err(e.into()),
             }
@@ -108,7 +108,9 @@ pub fn switch(swap: &Swap) -> io::Result<()> {
             rustix::fs::renameat_with(CWD, &swap.staged, CWD, &swap.target, RenameFlags::NOREPLACE)?;
         }
     }
-    if swap.replaced && identity(&swap.kept)?.is_none() && identity(&swap.staged)?.is_some() {
+    // Where the kept name is the staged one, the exchange did all. Otherwise a name that somebody else took meanwhile
+    // is an error: what is left under the staged name is the old data.
+    if swap.replaced && swap.kept != swap.staged && identity(&swap.staged)?.is_some() {
         rustix::fs::renameat_with(CWD, &swap.staged, CWD, &swap.kept, RenameFlags::NOREPLACE)?;
     }
     sync_dir(parent)
@@ -137,6 +139,10 @@ pub fn undo(swap: &Swap, at: Timestamp) -> io::Result<Swap> {
         return Ok(Swap { staged: kept.clone(), kept, ..swap.clone() });
     }
     let old = match (identity(&swap.kept)?, identity(&kept)?) {
+        // An earlier call exchanged the two and then died: what was restored awaits its last name.
+        (Some(found), _) if found == swap.identity => {
+            identity(&swap.target)?.ok_or(io::ErrorKind::NotFound)?
+        }
         (Some(old), _) => old,
         // Done already by an earlier call.
         (None, Some(_)) => identity(&swap.target)?.ok_or(io::ErrorKind::NotFound)?,
@@ -283,6 +289,20 @@ mod tests {
         fs::rename(&target, &swap.kept).unwrap();
         switch(&swap).unwrap();
         assert_eq!((read(&target), read(&swap.kept)), ("new".into(), "old".into()));
+    }
+
+    #[test]
+    fn a_crash_amid_an_undo_is_completed() {
+        let (_dir, target, staged) = setup();
+        fs::create_dir(&target).unwrap();
+        fs::write(target.join("f"), "old").unwrap();
+        let swap = prepare(&staged, &target, at("20260101_000000")).unwrap();
+        switch(&swap).unwrap();
+        rustix::fs::renameat_with(CWD, &swap.kept, CWD, &target, RenameFlags::EXCHANGE).unwrap();
+        for _ in 0..2 {
+            let back = undo(&swap, at("20260101_000001")).unwrap();
+            assert_eq!((read(&target), read(&back.kept)), ("old".into(), "new".into()));
+        }
     }
 
     #[test]

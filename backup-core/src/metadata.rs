@@ -94,7 +94,7 @@ impl Metadata {
     /// Sum of the artifacts before compression, in bytes.
     #[must_use]
     pub fn plain_bytes(&self) -> u64 {
-        self.artifacts.iter().map(|a| a.plain_bytes).sum()
+        self.artifacts.iter().fold(0, |sum, a| sum.saturating_add(a.plain_bytes))
     }
 
     /// The features that this library does not understand, and a newer format version.
@@ -300,15 +300,49 @@ pub struct Reservation {
     /// The host.
     pub host: String,
     /// The process.
-    pub pid: u32,
-    /// The host's boot, so that a pid of an earlier boot is known to be dead.
-    pub boot_id: String,
+    #[serde(flatten)]
+    pub process: Process,
     /// When it began.
     pub started_at: DateTime<Utc>,
     /// Until then nobody sweeps; after it a commit may lose.
     pub commit_deadline: DateTime<Utc>,
     /// Name and version of the program.
     pub tool: String,
+}
+
+/// A process, so that others can tell whether it is gone.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Process {
+    /// Its id.
+    pub pid: u32,
+    /// The host's boot: the pids of another boot say nothing.
+    pub boot_id: String,
+    /// The namespace in which `pid` has a meaning.
+    #[serde(default)]
+    pub pid_namespace: String,
+}
+
+impl Process {
+    /// This process.
+    #[must_use]
+    pub fn this() -> Self {
+        Self {
+            pid: std::process::id(),
+            boot_id: crate::state::boot_id(),
+            pid_namespace: crate::state::pid_namespace(),
+        }
+    }
+
+    /// Whether it is certainly gone: same boot, same namespace, and no such process. In doubt it lives.
+    #[must_use]
+    pub fn is_dead(&self) -> bool {
+        let this = Self::this();
+        !this.boot_id.is_empty()
+            && !this.pid_namespace.is_empty()
+            && self.boot_id == this.boot_id
+            && self.pid_namespace == this.pid_namespace
+            && !crate::state::process_lives(self.pid)
+    }
 }
 
 /// The contents of a fact, e.g. `verify-<ts>-content-ok.json`. The file's name already tells the outcome.

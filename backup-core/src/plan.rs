@@ -1,1 +1,214 @@
-//! What will happen, validated.
+//! What will happen: the configuration, validated, with its adapters.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::adapter::ServiceAdapter;
+use crate::config::explain::{hint, quoted_key};
+use crate::config::{Config, Guard, IntervalConfig, Limits, ServiceConfig, StoreConfig};
+use crate::error::ConfigError;
+use crate::id::{Interval, ServiceName};
+use crate::registry::{AdapterRegistry, BuildContext};
+use crate::retention::Policy;
+
+mod order;
+
+/// The interval of runs that name none. It always exists.
+pub const MANUAL: &str = "manual";
+
+/// A validated configuration: every name in it exists, every adapter is made, paths are absolute (as far as the base
+/// directory was).
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct BackupPlan {
+    /// The host's folder for locks, journals and spools; `None`: the program chooses.
+    pub state_dir: Option<PathBuf>,
+    /// The host's name in metadata; `None`: the program asks the system.
+    pub host: Option<String>,
+    /// Where backups go; opened by [`StoreRegistry::open`](crate::StoreRegistry::open).
+    pub store: StoreConfig,
+    /// The services, the disabled ones as well.
+    pub services: BTreeMap<ServiceName, PlannedService>,
+    /// The series; [`MANUAL`] is always among them.
+    pub intervals: BTreeMap<Interval, PlannedInterval>,
+    /// How much of the machine a run may take.
+    pub limits: Limits,
+    /// The zstd level.
+    pub compression_level: i32,
+    /// When a backup is suspect.
+    pub guard: Guard,
+}
+
+/// A service and its adapter.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct PlannedService {
+    /// Its name.
+    pub name: ServiceName,
+    /// The adapter's kind.
+    pub kind: String,
+    /// The adapter.
+    pub adapter: Arc<dyn ServiceAdapter>,
+    /// Services that must be done before in the same run. Free of cycles.
+    pub after: Vec<ServiceName>,
+    /// The budget of one backup; see [`BackupPlan::timeout`].
+    pub timeout: Option<Duration>,
+    /// The operator is alerted when the newest good backup is older.
+    pub max_age: Option<Duration>,
+    /// How long a recovery may take.
+    pub rto: Option<Duration>,
+    /// Whether it takes part in runs.
+    pub enabled: bool,
+    /// For people and filters.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// A series of backups.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct PlannedInterval {
+    /// Its name.
+    pub name: Interval,
+    /// What is backed up: enabled services only, in the order written.
+    pub services: Vec<ServiceName>,
+    /// Services that it names but that are disabled.
+    pub disabled: Vec<ServiceName>,
+    /// What is kept; `None` keeps everything.
+    pub policy: Option<Policy>,
+    /// The budget of each service, unless it has its own.
+    pub timeout: Option<Duration>,
+    /// When it runs, as systemd's `OnCalendar=` takes it.
+    pub schedule: Option<String>,
+}
+
+impl BackupPlan {
+    pub(crate) fn resolve(
+        config: Config,
+        registry: &AdapterRegistry,
+        base_dir: &Path,
+    ) -> Result<Self, ConfigError> {
+        let mut services = BTreeMap::new();
+        for (name, service) in config.services {
+            let planned = plan_service(name.clone(), service, registry, base_dir)?;
+            services.insert(name, planned);
+        }
+        order::check(&services)?;
+        let mut intervals = BTreeMap::new();
+        for (name, interval) in config.intervals {
+            intervals.insert(name.clone(), plan_interval(name, interval, &services)?);
+        }
+        let manual = Interval::new(MANUAL)?;
+        intervals.entry(manual.clone()).or_insert_with(|| everything(manual, &services));
+        Ok(Self {
+            state_dir: config.state_dir.map(|dir| base_dir.join(dir)),
+            host: config.host,
+            store: config.store.relative_to(base_dir)?,
+            services,
+            intervals,
+            limits: config.limits,
+            compression_level: config.compression_level,
+            guard: config.guard,
+        })
+    }
+
+    /// The interval that a user named.
+    ///
+    /// # Errors
+    /// [`ConfigError`] that says which ones exist.
+    pub fn interval(&self, name: &str) -> Result<&PlannedInterval, ConfigError> {
+        let found = self.intervals.values().find(|i| i.name.as_str() == name);
+        found.ok_or_else(|| unknown("interval", name, self.intervals.keys()))
+    }
+
+    /// The service that a user named.
+    ///
+    /// # Errors
+    /// [`ConfigError`] that says which ones exist.
+    pub fn service(&self, name: &str) -> Result<&PlannedService, ConfigError> {
+        let found = self.services.values().find(|s| s.name.as_str() == name);
+        found.ok_or_else(|| unknown("service", name, self.services.keys()))
+    }
+
+    /// The budget of one backup of `service` in `interval`: the service's own, else the interval's.
+    #[must_use]
+    pub fn timeout(&self, service: &ServiceName, interval: &Interval) -> Option<Duration> {
+        let own = self.services.get(service).and_then(|s| s.timeout);
+        own.or_else(|| self.intervals.get(interval).and_then(|i| i.timeout))
+    }
+
+    /// Folders that are never part of a backup, as far as the configuration knows them: the store, the state directory.
+    #[must_use]
+    pub fn excluded(&self) -> Vec<PathBuf> {
+        self.store.local_path().into_iter().chain(self.state_dir.clone()).collect()
+    }
+}
+
+fn plan_service(
+    name: ServiceName,
+    config: ServiceConfig,
+    registry: &AdapterRegistry,
+    base_dir: &Path,
+) -> Result<PlannedService, ConfigError> {
+    let cx = BuildContext::new(name.clone(), base_dir);
+    let adapter = registry.build(&config.kind, config.settings, &cx)?;
+    Ok(PlannedService {
+        name,
+        kind: config.kind,
+        adapter,
+        after: config.after,
+        timeout: config.timeout,
+        max_age: config.max_age,
+        rto: config.rto,
+        enabled: config.enabled,
+        labels: config.labels,
+    })
+}
+
+fn plan_interval(
+    name: Interval,
+    config: IntervalConfig,
+    services: &BTreeMap<ServiceName, PlannedService>,
+) -> Result<PlannedInterval, ConfigError> {
+    if let Some(missing) = config.services.iter().find(|s| !services.contains_key(*s)) {
+        let place = format!("intervals.{}.services", quoted_key(name.as_str()));
+        return Err(unknown("service", missing.as_str(), services.keys()).at(place));
+    }
+    let is_enabled = |s: &ServiceName| services.get(s).is_some_and(|s| s.enabled);
+    let (services, disabled) = config.services.into_iter().partition(is_enabled);
+    Ok(PlannedInterval {
+        name,
+        services,
+        disabled,
+        policy: config.policy,
+        timeout: config.timeout,
+        schedule: config.schedule,
+    })
+}
+
+/// The interval of everything that is enabled, which deletes nothing.
+fn everything(name: Interval, services: &BTreeMap<ServiceName, PlannedService>) -> PlannedInterval {
+    let names = |enabled| services.values().filter(move |s| s.enabled == enabled).map(|s| s.name.clone());
+    PlannedInterval {
+        name,
+        services: names(true).collect(),
+        disabled: names(false).collect(),
+        policy: None,
+        timeout: None,
+        schedule: None,
+    }
+}
+
+fn unknown<'a, T: AsRef<str> + 'a>(
+    what: &str,
+    given: &str,
+    known: impl Iterator<Item = &'a T>,
+) -> ConfigError {
+    let known: Vec<&str> = known.map(AsRef::as_ref).collect();
+    let error = ConfigError::new(format!("unknown {what} `{}`", given.escape_debug()));
+    match hint(given, &known, "configured:") {
+        Some(hint) => error.hint(hint),
+        None => error.hint(format!("no {what} is configured")),
+    }
+}

@@ -1,4 +1,5 @@
-//! Adapters and stores by name: plain values, no globals.
+//! Adapters and stores by name: plain values, no globals. The list of what is built in is in `backup-adapters`; a program
+//! of your own adds to it, or starts from an empty one.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -9,6 +10,13 @@ use serde::de::DeserializeOwned;
 use crate::adapter::ServiceAdapter;
 use crate::error::{AdapterError, ConfigError};
 use crate::id::ServiceName;
+
+mod adapters;
+mod stores;
+
+pub use adapters::{AdapterRegistry, KindDiscovery, KindInfo};
+pub use stores::StoreRegistry;
+pub(crate) use stores::without_password;
 
 /// The configuration of one kind of adapter, which makes the adapter: the only thing that its author registers.
 ///

@@ -94,7 +94,7 @@ impl fmt::Debug for Artifact {
     }
 }
 
-/// How the reading of a source ended, told to [`BackupSource::release`].
+/// How the reading of a source ended, told to the `release` of a [`BackupSource`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ReadOutcome {
@@ -106,7 +106,7 @@ pub enum ReadOutcome {
     Cancelled,
 }
 
-/// What became of the backup, told to [`BackupSource::settle`].
+/// What became of the backup, told to the `settle` of a [`BackupSource`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Settlement {
@@ -184,7 +184,8 @@ type Settle = Box<dyn FnOnce(Settlement) -> BoxFuture<'static, Result<(), Adapte
 ///   artifact, so that several bodies may come from one sequential stream.
 /// * `release` runs exactly once, as soon as the last body ended or was dropped, on success, failure and cancellation:
 ///   afterwards the service is undisturbed. It does not run if the process dies: what it would undo must be found by
-///   `reclaim`, and stops and pauses go through `Interruption`.
+///   `reclaim`, and stops and pauses go through
+///   [`Interruption`](crate::runtime::Interruption).
 /// * `settle` runs exactly once after the commit or its failure, and ends what the service still holds for us (a
 ///   replication slot, a snapshot on its side).
 /// * Both run in tasks that the engine tracks, also when the run is cancelled. An error of either is reported; good

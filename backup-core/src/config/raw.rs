@@ -1,0 +1,264 @@
+//! The file's tables as serde reads them, and the checks that need no adapter.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+
+use super::explain::{quoted_key, read_table};
+use super::values::{Keep, Size, Span};
+use super::{
+    Config, DEFAULT_COMPRESSION_LEVEL, Guard, IntervalConfig, Limits, SERVICE_KEYS, ServiceConfig,
+    StoreConfig,
+};
+use crate::error::ConfigError;
+use crate::id::{Interval, ServiceName};
+use crate::retention::{DeleteOlderThan, KeepLast, MaxTotalBytes, Policy};
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawConfig {
+    store: Option<RawStore>,
+    state_dir: Option<PathBuf>,
+    host: Option<String>,
+    #[serde(default)]
+    intervals: BTreeMap<String, toml::Table>,
+    #[serde(default)]
+    services: BTreeMap<String, toml::Table>,
+    #[serde(default)]
+    limits: RawLimits,
+    #[serde(default)]
+    compression: RawCompression,
+    #[serde(default)]
+    guard: RawGuard,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawStore {
+    url: String,
+    #[serde(default)]
+    options: BTreeMap<String, String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawInterval {
+    services: Vec<ServiceName>,
+    keep: Option<Keep>,
+    delete_older_than: Option<Span>,
+    max_total_bytes: Option<Size>,
+    timeout: Option<Span>,
+    schedule: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct RawService {
+    kind: Option<String>,
+    enabled: Option<bool>,
+    #[serde(default)]
+    after: Vec<ServiceName>,
+    timeout: Option<Span>,
+    max_age: Option<Span>,
+    rto: Option<Span>,
+    encrypt: Option<IgnoredAny>,
+    limits: Option<IgnoredAny>,
+    hooks: Option<IgnoredAny>,
+    #[serde(default)]
+    labels: BTreeMap<String, String>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawLimits {
+    threads: Option<usize>,
+    parallel: Option<usize>,
+    bandwidth: Option<IgnoredAny>,
+    io_priority: Option<IgnoredAny>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawCompression {
+    level: Option<i32>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawGuard {
+    enabled: Option<bool>,
+    ratio: Option<f64>,
+}
+
+/// Reads the whole file's table.
+pub(super) fn read(table: toml::Table) -> Result<Config, ConfigError> {
+    let raw: RawConfig = read_table(table, "", &[])?;
+    let mut services = BTreeMap::new();
+    for (name, table) in raw.services {
+        let place = format!("services.{}", quoted_key(&name));
+        let name = ServiceName::new(name).map_err(|e| ConfigError::from(e).at("services"))?;
+        services.insert(name, service(table, &place)?);
+    }
+    let mut intervals = BTreeMap::new();
+    for (name, table) in raw.intervals {
+        let place = format!("intervals.{}", quoted_key(&name));
+        let name = Interval::new(name).map_err(|e| ConfigError::from(e).at("intervals"))?;
+        intervals.insert(name, interval(table, &place)?);
+    }
+    let store = raw.store.ok_or_else(|| {
+        ConfigError::new("the section `[store]` is missing")
+            .hint("say where backups go, e.g. `[store]` and below it `url = \"file:///mnt/backups\"`")
+    })?;
+    if store.url.trim().is_empty() {
+        return Err(ConfigError::new("the URL is empty").at("store.url"));
+    }
+    if raw.state_dir.as_ref().is_some_and(|dir| dir.as_os_str().is_empty()) {
+        return Err(ConfigError::new("the path is empty").at("state_dir"));
+    }
+    if let Some(host) = &raw.host {
+        one_plain_line(host, "host")?;
+    }
+    Ok(Config {
+        file_name: None,
+        store: StoreConfig { url: store.url, options: store.options },
+        state_dir: raw.state_dir,
+        host: raw.host,
+        intervals,
+        services,
+        limits: limits(&raw.limits)?,
+        compression_level: compression_level(&raw.compression)?,
+        guard: guard(&raw.guard)?,
+    })
+}
+
+fn service(mut table: toml::Table, place: &str) -> Result<ServiceConfig, ConfigError> {
+    let core: toml::Table = SERVICE_KEYS.iter().filter_map(|key| table.remove_entry(*key)).collect();
+    let raw: RawService = read_table(core, place, &[])?;
+    let kind = raw.kind.ok_or_else(|| {
+        ConfigError::new("the key `kind` is missing")
+            .at(place)
+            .hint("say which adapter it uses, e.g. `kind = \"files\"`; `backup adapters` lists them")
+    })?;
+    refuse(raw.encrypt, "encryption", &format!("{place}.encrypt"))?;
+    refuse(raw.hooks, "running hooks", &format!("{place}.hooks"))?;
+    refuse(raw.limits, "limiting a single service", &format!("{place}.limits"))?;
+    no_duplicates(&raw.after, &format!("{place}.after"))?;
+    Ok(ServiceConfig {
+        enabled: raw.enabled.unwrap_or(true),
+        after: raw.after,
+        timeout: duration(raw.timeout),
+        max_age: duration(raw.max_age),
+        rto: duration(raw.rto),
+        labels: raw.labels,
+        ..ServiceConfig::new(kind, table)
+    })
+}
+
+fn interval(table: toml::Table, place: &str) -> Result<IntervalConfig, ConfigError> {
+    let raw: RawInterval = read_table(table, place, &[])?;
+    let services_place = format!("{place}.services");
+    if raw.services.is_empty() {
+        return Err(ConfigError::new("the list of services is empty")
+            .at(services_place)
+            .hint("name at least one, or remove the interval"));
+    }
+    no_duplicates(&raw.services, &services_place)?;
+    if let Some(schedule) = &raw.schedule {
+        one_plain_line(schedule, &format!("{place}.schedule"))?;
+    }
+    Ok(IntervalConfig {
+        policy: policy(&raw, place)?,
+        services: raw.services,
+        timeout: duration(raw.timeout),
+        schedule: raw.schedule,
+    })
+}
+
+fn policy(raw: &RawInterval, place: &str) -> Result<Option<Policy>, ConfigError> {
+    let keep = match raw.keep {
+        Some(Keep::Last(n)) => Some(KeepLast::new(n).map(Policy::keeping)),
+        Some(Keep::Ladder(ladder)) => Some(ladder.checked().map(Policy::keeping)),
+        None => None,
+    };
+    let mut policy = keep.transpose().map_err(|e| e.at(format!("{place}.keep")))?;
+    if let Some(Span(age)) = raw.delete_older_than {
+        let limit = DeleteOlderThan::new(age).map_err(|e| e.at(format!("{place}.delete_older_than")))?;
+        policy = Some(match policy {
+            Some(policy) => policy.limited_by(limit),
+            None => Policy::limited_only_by(limit),
+        });
+    }
+    if let Some(Size(bytes)) = raw.max_total_bytes {
+        let limit = MaxTotalBytes::new(bytes).map_err(|e| e.at(format!("{place}.max_total_bytes")))?;
+        policy = Some(match policy {
+            Some(policy) => policy.limited_by(limit),
+            None => Policy::limited_only_by(limit),
+        });
+    }
+    Ok(policy)
+}
+
+fn limits(raw: &RawLimits) -> Result<Limits, ConfigError> {
+    refuse(raw.bandwidth, "limiting the bandwidth", "limits.bandwidth")?;
+    refuse(raw.io_priority, "setting the I/O priority", "limits.io_priority")?;
+    for (value, key) in [(raw.threads, "threads"), (raw.parallel, "parallel")] {
+        if value == Some(0) {
+            return Err(ConfigError::new("must be at least 1").at(format!("limits.{key}")));
+        }
+    }
+    Ok(Limits { threads: raw.threads, parallel: raw.parallel })
+}
+
+fn compression_level(raw: &RawCompression) -> Result<i32, ConfigError> {
+    let level = raw.level.unwrap_or(DEFAULT_COMPRESSION_LEVEL);
+    // 20 to 22 gain nothing in frames of 1 MiB, and cost much memory for each thread.
+    if (1..=19).contains(&level) {
+        Ok(level)
+    } else {
+        Err(ConfigError::new(format!("{level} is not a level: use 1 (fast) to 19 (small)"))
+            .at("compression.level"))
+    }
+}
+
+fn guard(raw: &RawGuard) -> Result<Guard, ConfigError> {
+    let default = Guard::default();
+    let ratio = raw.ratio.unwrap_or(default.ratio);
+    if !(ratio > 0.0 && ratio <= 1.0) {
+        return Err(ConfigError::new(format!("{ratio} is not a share: use more than 0, at most 1"))
+            .at("guard.ratio")
+            .hint("`enabled = false` switches the guard off"));
+    }
+    Ok(Guard { enabled: raw.enabled.unwrap_or(default.enabled), ratio })
+}
+
+/// Refuses what is reserved, rather than to ignore that the user relies on it.
+fn refuse(value: Option<IgnoredAny>, what: &str, place: &str) -> Result<(), ConfigError> {
+    match value {
+        Some(_) => Err(ConfigError::new(format!("{what} is not available in this version"))
+            .at(place)
+            .hint("remove the key")),
+        None => Ok(()),
+    }
+}
+
+fn no_duplicates(names: &[ServiceName], place: &str) -> Result<(), ConfigError> {
+    let mut seen = BTreeSet::new();
+    match names.iter().find(|name| !seen.insert(*name)) {
+        Some(name) => Err(ConfigError::new(format!("`{name}` is named twice")).at(place)),
+        None => Ok(()),
+    }
+}
+
+/// For text that goes into metadata and unit files.
+fn one_plain_line(text: &str, place: &str) -> Result<(), ConfigError> {
+    if text.trim().is_empty() || text.chars().any(char::is_control) {
+        return Err(ConfigError::new("must be one line of text, and not empty").at(place));
+    }
+    Ok(())
+}
+
+fn duration(span: Option<Span>) -> Option<Duration> {
+    span.map(|Span(d)| d)
+}
