@@ -1,0 +1,222 @@
+//! The reading half of [`unpump`](super::unpump()): stored bytes to frames that are being decompressed.
+
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use futures::StreamExt;
+use tokio::sync::{Semaphore, mpsc};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::ZSTD;
+use super::check::{Expected, FilesObserver};
+use super::decode::Decompressor;
+use super::frames::FRAME_BYTES;
+use super::observer::{Observer, panicked};
+use super::split::{Next, Splitter};
+use crate::error::{AdapterError, AdapterErrorKind, StoreError};
+use crate::source::ByteStream;
+
+/// Something to give out, in order.
+pub(super) enum Job {
+    /// A frame that is being decompressed.
+    Frame { at: At, plain: AbortOnDropHandle<Result<Bytes, &'static str>> },
+    /// Plain bytes.
+    Ready(Bytes),
+    /// What follows is the end, or cannot be read.
+    End(Result<(), AdapterError>),
+}
+
+/// Where a frame begins.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct At {
+    stored: u64,
+    plain: u64,
+}
+
+impl At {
+    pub(super) fn corrupt(self, expected: &Expected, what: &str) -> AdapterError {
+        let (file, offset) = expected.locate(self.stored);
+        AdapterError::corrupt(format!(
+            "`{file}` is damaged: at stored byte {offset} (plain byte {}): {what}",
+            self.plain
+        ))
+    }
+}
+
+/// Reads the stored bytes once, in order.
+pub(super) struct StoredSide<'a> {
+    stored: ByteStream<StoreError>,
+    expected: &'a Expected,
+    /// How many stored bytes came, and how many there may be.
+    seen: u64,
+    total: u64,
+    hash: Observer<()>,
+    jobs: mpsc::Sender<Job>,
+    /// Plain bytes that the frames so far say they hold.
+    plain: u64,
+}
+
+impl<'a> StoredSide<'a> {
+    pub(super) fn new(
+        stored: ByteStream<StoreError>,
+        expected: &'a Expected,
+        jobs: mpsc::Sender<Job>,
+    ) -> Self {
+        let hash = Observer::spawn("the hash", FilesObserver::new(expected.files.clone()));
+        Self { stored, expected, seen: 0, total: expected.stored_bytes(), hash, jobs, plain: 0 }
+    }
+
+    /// Gives a job for every piece, up to the proven end of the stored bytes.
+    pub(super) async fn read(mut self, threads: usize) -> Result<(), AdapterError> {
+        let expected = self.expected;
+        match expected.encodings.as_slice() {
+            [] => {
+                while let Some(chunk) = self.chunk().await? {
+                    self.ready(At { stored: 0, plain: 0 }, chunk).await?;
+                }
+            }
+            [one] if one == ZSTD => self.frames(threads).await?,
+            other => {
+                let what =
+                    format!("cannot decode `{}`: encoded as `{}`", expected.name(), other.join("`, `"));
+                return Err(AdapterError::unsupported(what));
+            }
+        }
+        self.hash.finish().await
+    }
+
+    async fn frames(&mut self, threads: usize) -> Result<(), AdapterError> {
+        let expected = self.expected;
+        let decompressor = Arc::new(Decompressor::new(threads));
+        let running = Arc::new(Semaphore::new(threads));
+        let mut splitter = Splitter::default();
+        loop {
+            let next = splitter.next();
+            let at = At { stored: splitter.start(), plain: self.plain };
+            match next {
+                Next::Frame { stored, plain_bytes } => {
+                    self.count(at, plain_bytes as u64)?;
+                    let permit = Arc::clone(&running).acquire_owned().await;
+                    let decompressor = Arc::clone(&decompressor);
+                    let task = tokio::task::spawn_blocking(move || {
+                        let plain = decompressor.frame(&stored);
+                        drop(permit);
+                        plain
+                    });
+                    self.give(Job::Frame { at, plain: AbortOnDropHandle::new(task) }).await?;
+                }
+                Next::Stream { declared } => {
+                    if declared.is_some_and(|n| n > expected.plain_bytes - self.plain) {
+                        return Err(self.too_much(at));
+                    }
+                    self.stream(at, &mut splitter, &decompressor).await?;
+                }
+                Next::Garbage => return Err(at.corrupt(expected, "not a zstd frame")),
+                Next::More => match self.chunk().await? {
+                    Some(chunk) => splitter.push(&chunk),
+                    None if splitter.at_boundary() => return Ok(()),
+                    None => return Err(self.cut(at)),
+                },
+            }
+        }
+    }
+
+    /// Decodes one frame that is large, or does not say how large it is.
+    async fn stream(
+        &mut self,
+        at: At,
+        splitter: &mut Splitter,
+        decompressor: &Decompressor,
+    ) -> Result<(), AdapterError> {
+        let expected = self.expected;
+        let mut frame = decompressor.stream().map_err(|what| at.corrupt(expected, what))?;
+        let mut input = splitter.take();
+        let mut fed = input.len() as u64;
+        loop {
+            let step = tokio::task::spawn_blocking(move || {
+                let out = frame.step(&mut input);
+                (frame, input, out)
+            });
+            let (now, rest, out): (_, BytesMut, _) = step.await.map_err(|e| panicked("the decoder", e))?;
+            (frame, input) = (now, rest);
+            let out = out.map_err(|what| at.corrupt(expected, what))?;
+            // A full buffer means that the decoder may hold more, without any further input.
+            let more_inside = out.len() == FRAME_BYTES;
+            self.ready(at, out).await?;
+            if frame.ended() {
+                let consumed = fed - input.len() as u64;
+                splitter.give_back(input, consumed);
+                frame.recycle(decompressor);
+                return Ok(());
+            }
+            if input.is_empty() && !more_inside {
+                let Some(chunk) = self.chunk().await? else { return Err(self.cut(at)) };
+                fed += chunk.len() as u64;
+                input.extend_from_slice(&chunk);
+            }
+        }
+    }
+
+    /// The next stored bytes; counted, and shown to the hash.
+    async fn chunk(&mut self) -> Result<Option<Bytes>, AdapterError> {
+        let chunk = loop {
+            match self.stored.next().await {
+                None => return Ok(None),
+                Some(Ok(chunk)) if chunk.is_empty() => {}
+                Some(Ok(chunk)) => break chunk,
+                Some(Err(e)) => return Err(unreadable(self.expected.locate(self.seen).0, e)),
+            }
+        };
+        self.seen += chunk.len() as u64;
+        if self.seen > self.total {
+            let (name, total) = (self.expected.name(), self.total);
+            let what = format!("`{name}` is damaged: it is longer than the recorded {total} bytes");
+            return Err(AdapterError::corrupt(what));
+        }
+        self.hash.send(chunk.clone()).await?;
+        Ok(Some(chunk))
+    }
+
+    async fn ready(&mut self, at: At, bytes: Bytes) -> Result<(), AdapterError> {
+        self.count(at, bytes.len() as u64)?;
+        self.give(Job::Ready(bytes)).await
+    }
+
+    /// Counts plain bytes before they are made or given out: a few stored bytes must not become any number of them.
+    fn count(&mut self, at: At, bytes: u64) -> Result<(), AdapterError> {
+        if bytes > self.expected.plain_bytes - self.plain {
+            return Err(self.too_much(at));
+        }
+        self.plain += bytes;
+        Ok(())
+    }
+
+    async fn give(&mut self, job: Job) -> Result<(), AdapterError> {
+        // The other side ends early only with an error, which then is the outcome.
+        self.jobs.send(job).await.map_err(|_| AdapterError::cancelled())
+    }
+
+    fn too_much(&self, at: At) -> AdapterError {
+        let recorded = self.expected.plain_bytes;
+        at.corrupt(self.expected, &format!("it holds more than the recorded {recorded} plain bytes"))
+    }
+
+    fn cut(&self, at: At) -> AdapterError {
+        let Self { seen, total, expected, .. } = self;
+        if seen < total {
+            at.corrupt(expected, &format!("the frame is cut: {seen} of {total} stored bytes are there"))
+        } else {
+            at.corrupt(expected, "the frame is not complete")
+        }
+    }
+}
+
+fn unreadable(file: &str, e: StoreError) -> AdapterError {
+    let kind = match &e {
+        StoreError::NotFound { .. } => AdapterErrorKind::NotFound,
+        StoreError::PermissionDenied { .. } => AdapterErrorKind::PermissionDenied,
+        StoreError::Other { retryable: true, .. } => AdapterErrorKind::Unavailable,
+        _ => AdapterErrorKind::Other,
+    };
+    AdapterError::new(kind, format!("the stored bytes of `{file}` are not readable")).with_source(e)
+}
