@@ -1,0 +1,354 @@
+//! [`Interruption`]: stopping or pausing a service in such a way that it always comes back.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use tokio::time::{Instant, timeout};
+
+use super::{ExitStatus, RunState, ServiceRuntime};
+use crate::clock::Clock;
+use crate::error::{AdapterError, AdapterErrorKind};
+use crate::id::{RunId, ServiceName};
+
+/// How long bringing a service back may take before it counts as failed.
+const RESTORE_LIMIT: Duration = Duration::from_secs(300);
+
+/// How a service is interrupted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum InterruptionKind {
+    /// Ended, and started again.
+    Stop {
+        /// How long it may take to end by itself before it is killed. Generous: a database that is killed leaves what a
+        /// crash leaves.
+        grace: Duration,
+    },
+    /// Frozen, and let go on.
+    Pause,
+}
+
+impl InterruptionKind {
+    fn verb(self) -> &'static str {
+        match self {
+            Self::Stop { .. } => "stop",
+            Self::Pause => "pause",
+        }
+    }
+
+    fn result(self) -> RunState {
+        match self {
+            Self::Stop { .. } => RunState::Stopped,
+            Self::Pause => RunState::Paused,
+        }
+    }
+}
+
+/// Where and in which life of the machine something happens.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    /// The host's name.
+    pub host: String,
+    /// The kernel's boot id.
+    pub boot_id: String,
+}
+
+/// What must be undone if we do not live to do it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InterruptionEntry {
+    /// Names the entry; unique.
+    pub id: String,
+    /// The service.
+    pub service: ServiceName,
+    /// The run that interrupts it.
+    pub run_id: RunId,
+    /// How.
+    pub kind: InterruptionKind,
+    /// Where.
+    pub place: Place,
+    /// Which incarnation of the service, e.g. the container id.
+    pub instance: String,
+    /// When it began.
+    pub began_at: DateTime<Utc>,
+}
+
+/// Remembers interruptions across a crash of this process; lives in the state directory of the host.
+#[async_trait]
+pub trait InterruptionJournal: fmt::Debug + Send + Sync + 'static {
+    /// Where this process runs.
+    fn place(&self) -> Place;
+
+    /// Adds an entry. Durable on return.
+    async fn write(&self, entry: &InterruptionEntry) -> Result<(), AdapterError>;
+
+    /// Removes an entry. Idempotent.
+    async fn clear(&self, entry: &InterruptionEntry) -> Result<(), AdapterError>;
+
+    /// What was never cleared.
+    async fn entries(&self) -> Result<Vec<InterruptionEntry>, AdapterError>;
+}
+
+/// Brings a service back when this process is no longer there to do it: something that outlives it, e.g. a transient
+/// systemd timer or a detached process.
+#[async_trait]
+pub trait Watchdog: fmt::Debug + Send + Sync + 'static {
+    /// Sees to it that the interruption is undone once `after` has passed, unless disarmed before.
+    async fn arm(&self, entry: &InterruptionEntry, after: Duration) -> Result<(), AdapterError>;
+
+    /// Calls it off. Idempotent.
+    async fn disarm(&self, entry: &InterruptionEntry) -> Result<(), AdapterError>;
+}
+
+/// No watchdog: only the journal brings the service back.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct NoWatchdog;
+
+#[async_trait]
+impl Watchdog for NoWatchdog {
+    async fn arm(&self, _: &InterruptionEntry, _: Duration) -> Result<(), AdapterError> {
+        Ok(())
+    }
+
+    async fn disarm(&self, _: &InterruptionEntry) -> Result<(), AdapterError> {
+        Ok(())
+    }
+}
+
+/// What an interruption needs around it.
+#[derive(Debug, Clone)]
+pub struct InterruptionContext {
+    /// The service.
+    pub service: ServiceName,
+    /// The run.
+    pub run_id: RunId,
+    /// Remembers it.
+    pub journal: Arc<dyn InterruptionJournal>,
+    /// Ends it if we cannot.
+    pub watchdog: Arc<dyn Watchdog>,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+}
+
+/// A service that is stopped or paused by us, and must come back.
+///
+/// * The journal is written and the watchdog armed **before** anything is done to the service; both are taken back only
+///   **after** it runs again.
+/// * What was not running before is left as it was, by `begin` and by `end`.
+/// * Dropped without [`end`](Self::end), nothing happens: an undo needs async code that a drop cannot wait for. The journal
+///   keeps the entry, and the watchdog its alarm. Whoever owns the journal calls [`replay`](Self::replay) at start-up and
+///   at the end of a run that was cancelled, holding the service's lock, so that a living run is never undone.
+#[derive(Debug)]
+#[must_use = "a service stays down until `end` is called"]
+pub struct Interruption {
+    runtime: Arc<dyn ServiceRuntime>,
+    cx: InterruptionContext,
+    /// `None` if there was nothing to do.
+    entry: Option<InterruptionEntry>,
+    began: Instant,
+    deadline: Instant,
+    exit: Option<ExitStatus>,
+    lasted: Option<Duration>,
+}
+
+impl Interruption {
+    /// Stops or pauses the service until `deadline` at most; this much later the watchdog acts.
+    ///
+    /// # Errors
+    /// `Timeout` if the time left is not enough for a clean stop, or the runtime took longer; `Conflict` if somebody else
+    /// has paused what is to be stopped (stopping it would kill it); otherwise those of the runtime, journal and
+    /// watchdog. After an error the service is as it was; if even that failed, the journal and the watchdog remember.
+    pub async fn begin(
+        runtime: Arc<dyn ServiceRuntime>,
+        cx: InterruptionContext,
+        kind: InterruptionKind,
+        deadline: Instant,
+    ) -> Result<Self, AdapterError> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let needed = if let InterruptionKind::Stop { grace } = kind { grace } else { Duration::ZERO };
+        if left <= needed {
+            let what = format!("too little time is left to {} `{}` cleanly", kind.verb(), cx.service);
+            return Err(AdapterError::new(AdapterErrorKind::Timeout, what));
+        }
+        let before = runtime.inspect().await?;
+        let began = Instant::now();
+        let mut this = Self { runtime, cx, entry: None, began, deadline, exit: None, lasted: None };
+        match (before.state, kind) {
+            (RunState::Running, _) => {}
+            (RunState::Paused, InterruptionKind::Stop { .. }) => {
+                let what = format!("cannot stop `{}`: somebody has paused it", this.cx.service);
+                return Err(AdapterError::new(AdapterErrorKind::Conflict, what));
+            }
+            // Whoever put it into this state shall find it there again.
+            _ => return Ok(this),
+        }
+        let entry = InterruptionEntry {
+            id: uuid::Uuid::new_v4().simple().to_string(),
+            service: this.cx.service.clone(),
+            run_id: this.cx.run_id.clone(),
+            kind,
+            place: this.cx.journal.place(),
+            instance: before.instance,
+            began_at: this.cx.clock.now(),
+        };
+        this.cx.journal.write(&entry).await?;
+        this.entry = Some(entry.clone());
+        if let Err(e) = this.cx.watchdog.arm(&entry, left).await {
+            // Nothing was done yet. Should this fail too, replaying the entry finds nothing to do.
+            let _second = forget(&this.cx, &entry).await;
+            return Err(e);
+        }
+        this.began = Instant::now();
+        match this.act(kind, left).await {
+            Ok(exit) => this.exit = exit,
+            Err(e) => {
+                this.give_up(kind, &entry, &e).await;
+                return Err(e);
+            }
+        }
+        Ok(this)
+    }
+
+    async fn act(&self, kind: InterruptionKind, limit: Duration) -> Result<Option<ExitStatus>, AdapterError> {
+        let act = async {
+            match kind {
+                InterruptionKind::Stop { grace } => self.runtime.stop(grace).await.map(Some),
+                InterruptionKind::Pause => self.runtime.pause().await.map(|()| None),
+            }
+        };
+        timeout(limit, act).await.unwrap_or_else(|_| {
+            let what = format!("`{}` did not {} in time", self.cx.service, kind.verb());
+            Err(AdapterError::new(AdapterErrorKind::Timeout, what))
+        })
+    }
+
+    /// After a failed stop or pause. One that timed out or whose answer got lost may still take effect, after we brought
+    /// the service back: so it is first seen through, and if that fails too, journal and watchdog stay on their guard.
+    async fn give_up(&mut self, kind: InterruptionKind, entry: &InterruptionEntry, why: &AdapterError) {
+        use AdapterErrorKind as K;
+        let refused = matches!(
+            why.kind(),
+            K::Conflict | K::NotFound | K::PermissionDenied | K::Unsupported | K::InvalidConfig
+        );
+        let grace = if let InterruptionKind::Stop { grace } = kind { grace } else { Duration::ZERO };
+        let settled = refused || self.act(kind, grace + RESTORE_LIMIT).await.is_ok();
+        // The first error is the one to report; what is left to do is in the journal.
+        let _second = match settled {
+            true => self.end().await.map(drop),
+            false => bring_back(&*self.runtime, entry).await,
+        };
+    }
+
+    /// How the service ended, if it was stopped by this.
+    #[must_use]
+    pub fn exit_status(&self) -> Option<ExitStatus> {
+        self.exit
+    }
+
+    /// Whether the service was running before, and is not now because of this.
+    #[must_use]
+    pub fn interrupts(&self) -> bool {
+        self.entry.is_some() && self.lasted.is_none()
+    }
+
+    /// How long the interruption may still last.
+    #[must_use]
+    pub fn remaining(&self) -> Duration {
+        self.deadline.saturating_duration_since(Instant::now())
+    }
+
+    /// Brings the service back, if it ran before, and returns how long it did not; zero if it was left alone. Idempotent:
+    /// may be called again, above all after an error.
+    ///
+    /// # Errors
+    /// Those of the runtime, and `Timeout` if the service does not come back within five minutes: journal and watchdog
+    /// remember it then. An error of the journal or the watchdog alone comes after the service is back.
+    pub async fn end(&mut self) -> Result<Duration, AdapterError> {
+        let Some(entry) = &self.entry else { return Ok(Duration::ZERO) };
+        if self.lasted.is_none() {
+            bring_back(&*self.runtime, entry).await?;
+            self.lasted = Some(self.began.elapsed());
+        }
+        forget(&self.cx, entry).await?;
+        Ok(self.lasted.unwrap_or_default())
+    }
+
+    /// Undoes what an entry of the journal says a dead run did.
+    ///
+    /// Entries of another host, another boot or another incarnation of the service are never acted on: they stay in the
+    /// journal, and the answer says why. The caller holds the service's lock.
+    ///
+    /// # Errors
+    /// As [`end`](Self::end); the entry stays.
+    pub async fn replay(
+        cx: &InterruptionContext,
+        runtime: &dyn ServiceRuntime,
+        entry: &InterruptionEntry,
+    ) -> Result<Replay, AdapterError> {
+        let here = cx.journal.place();
+        if here.host != entry.place.host {
+            return Ok(Replay::Foreign(format!("it was made on host `{}`", entry.place.host)));
+        }
+        if here.boot_id != entry.place.boot_id {
+            return Ok(Replay::Foreign("the host was restarted since".to_owned()));
+        }
+        if entry.service != cx.service {
+            return Ok(Replay::Foreign(format!("it is about service `{}`", entry.service)));
+        }
+        let now = match runtime.inspect().await {
+            Err(e) if e.kind() == AdapterErrorKind::NotFound => {
+                return Ok(Replay::Foreign(format!("`{}` is gone", entry.service)));
+            }
+            now => now?,
+        };
+        if now.instance != entry.instance {
+            return Ok(Replay::Foreign(format!("`{}` was made anew since", entry.service)));
+        }
+        // Another state than ours is somebody else's doing.
+        let ours = now.state == entry.kind.result();
+        if ours {
+            bring_back(runtime, entry).await?;
+        }
+        forget(cx, entry).await?;
+        Ok(if ours { Replay::Undone } else { Replay::NothingToDo })
+    }
+}
+
+/// What became of a journal's entry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Replay {
+    /// The service was down, and runs again.
+    Undone,
+    /// The service was no longer as the entry says; the entry is gone.
+    NothingToDo,
+    /// Not ours to act on, and why; the entry stays.
+    Foreign(String),
+}
+
+async fn bring_back(runtime: &dyn ServiceRuntime, entry: &InterruptionEntry) -> Result<(), AdapterError> {
+    let back = async {
+        match entry.kind {
+            InterruptionKind::Stop { .. } => runtime.start().await?,
+            InterruptionKind::Pause => runtime.unpause().await?,
+        }
+        let now = runtime.inspect().await?;
+        if now.state == RunState::Running {
+            return Ok(());
+        }
+        let what = format!("`{}` does not run again after {}", entry.service, entry.kind.verb());
+        Err(AdapterError::new(AdapterErrorKind::Unavailable, what))
+    };
+    timeout(RESTORE_LIMIT, back).await.unwrap_or_else(|_| {
+        let what = format!("`{}` did not come back in time", entry.service);
+        Err(AdapterError::new(AdapterErrorKind::Timeout, what))
+    })
+}
+
+/// The watchdog first: should the journal fail then, replaying the entry finds the service running and does nothing.
+async fn forget(cx: &InterruptionContext, entry: &InterruptionEntry) -> Result<(), AdapterError> {
+    let disarmed = cx.watchdog.disarm(entry).await;
+    cx.journal.clear(entry).await?;
+    disarmed
+}
