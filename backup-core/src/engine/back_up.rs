@@ -1,0 +1,193 @@
+//! `back_up`: many services, in parallel up to a limit, each safe from the others' failures.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use tokio_util::sync::CancellationToken;
+
+use super::{Engine, Inner, Run, RunReport, StepReport, millis};
+use crate::catalog::Filter;
+use crate::error::{BackupError, chain};
+use crate::event::Outcome;
+use crate::id::{Interval, RunId, ServiceName};
+
+/// What to back up.
+#[derive(Debug, Clone)]
+pub struct BackupRequest {
+    /// The series.
+    pub interval: Interval,
+    /// Only these services; empty: all of the interval.
+    pub services: Vec<ServiceName>,
+    /// Ends the run early, leaving every service as it was.
+    pub cancel: CancellationToken,
+}
+
+impl BackupRequest {
+    /// All services of `interval`.
+    #[must_use]
+    pub fn new(interval: Interval) -> Self {
+        Self { interval, services: Vec::new(), cancel: CancellationToken::new() }
+    }
+}
+
+impl Engine {
+    /// Backs up the services of an interval, then applies its retention to those that succeeded.
+    ///
+    /// A service's failure is in its step of the report and stops no other service.
+    ///
+    /// # Errors
+    /// [`BackupError::Config`] for an unknown interval or service; [`BackupError::State`]. Nothing was begun then.
+    pub async fn back_up(&self, request: &BackupRequest) -> Result<RunReport, BackupError> {
+        let inner = &self.inner;
+        let services = inner.select(&request.interval, &request.services)?;
+        // Dropping this future cancels the work below; the tasks then end it in order.
+        let cancel = request.cancel.child_token();
+        let _on_drop = cancel.clone().drop_guard();
+        let run = Arc::new(inner.begin("run", &services, cancel)?);
+        inner.tidy_up(&run, &services).await;
+
+        let mut steps: Vec<StepReport> = Vec::new();
+        let mut waiting: BTreeSet<ServiceName> = services.iter().cloned().collect();
+        let mut running = FuturesUnordered::new();
+        let parallel = inner.plan.limits.parallel.unwrap_or(2).max(1);
+        loop {
+            let ready: Vec<ServiceName> = waiting
+                .iter()
+                .filter(|name| {
+                    // A service waits for those that it comes after, as far as they are part of this run.
+                    let after =
+                        inner.plan.services.get(*name).map(|s| s.after.as_slice()).unwrap_or_default();
+                    after.iter().all(|a| !services.contains(a) || steps.iter().any(|s| s.service == *a))
+                })
+                .take(parallel.saturating_sub(running.len()))
+                .cloned()
+                .collect();
+            for name in ready {
+                waiting.remove(&name);
+                let (inner, run, interval) = (Arc::clone(inner), Arc::clone(&run), request.interval.clone());
+                let task_name = name.clone();
+                let task = self
+                    .inner
+                    .tasks
+                    .spawn(async move { inner.one_service(&run, &task_name, &interval).await });
+                running.push(async move { (name, task.await) });
+            }
+            match running.next().await {
+                Some((_, Ok(step))) => steps.push(step),
+                Some((name, Err(panic))) => {
+                    let mut step = StepReport::new(&name, "back-up");
+                    step.outcome = Outcome::Failed;
+                    step.error = Some(format!("the program failed inside: {panic}"));
+                    inner.announce(&step);
+                    steps.push(step);
+                }
+                None => break,
+            }
+        }
+        Ok(inner.finish(&run, steps).await)
+    }
+}
+
+impl Inner {
+    /// One service, and then the retention of its series.
+    async fn one_service(&self, run: &Run, name: &ServiceName, interval: &Interval) -> StepReport {
+        let started = tokio::time::Instant::now();
+        let mut step = StepReport::new(name, "back-up");
+        if let Err(error) = self.capture(run, name, interval, &mut step).await {
+            step.fail(&error);
+        }
+        if step.is_ok() && step.outcome != Outcome::Skipped {
+            // The backup is safe: what retention meets is a note, not a failure of the backup.
+            if let Err(error) = self.retain(run, name, interval, &mut step).await {
+                let note = format!("retention: {}", chain(&error));
+                self.warn(Some(name), note.clone());
+                step.notes.push(note);
+            }
+        }
+        step.ms = millis(started);
+        self.announce(&step);
+        step
+    }
+
+    /// Finishes what killed runs left: in the services, in the store, in the state directory. Trouble here is a
+    /// warning; it must not keep new backups from being made.
+    pub(super) async fn tidy_up(&self, run: &Run, services: &[ServiceName]) {
+        let dead = match self.state.dead_runs() {
+            Ok(dead) => dead,
+            Err(e) => return self.warn(None, chain(&e)),
+        };
+        for name in services {
+            let Some(service) = self.plan.services.get(name) else { continue };
+            if let Err(e) = self.reclaim_service(run, service, &dead).await {
+                self.warn(Some(name), chain(&e));
+            }
+            if let Err(e) = self.sweep(name).await {
+                self.warn(Some(name), chain(&e));
+            }
+        }
+        // A run is forgotten when every service that it touched had its chance to reclaim what the run left there.
+        for (_, guard) in dead {
+            if guard.touched().is_ok_and(|left| left.is_empty()) {
+                drop(guard);
+            } else {
+                guard.keep();
+            }
+        }
+    }
+
+    async fn reclaim_service(
+        &self,
+        run: &Run,
+        service: &crate::plan::PlannedService,
+        dead: &[(RunId, crate::state::RunGuard)],
+    ) -> Result<(), BackupError> {
+        let name = &service.name;
+        // What a restore left belongs to its journal: it may be the very data that was live until then.
+        let restores = self.state.restores(name)?;
+        let mut mine = Vec::new();
+        for (id, guard) in dead {
+            if guard.touched()?.contains(name) && restores.iter().all(|j| j.run_id != *id) {
+                mine.push((id.clone(), guard));
+            }
+        }
+        if mine.is_empty() {
+            return Ok(());
+        }
+        let ids: Vec<RunId> = mine.iter().map(|(id, _)| id.clone()).collect();
+        for line in self.reclaim(run, service, &ids).await? {
+            self.warn(Some(name), format!("removed what an interrupted run had left: {line}"));
+        }
+        mine.iter().try_for_each(|(_, guard)| guard.reclaimed(name))
+    }
+
+    async fn reclaim(
+        &self,
+        run: &Run,
+        service: &crate::plan::PlannedService,
+        dead: &[RunId],
+    ) -> Result<Vec<String>, BackupError> {
+        let cx = self.context(
+            run,
+            service,
+            self.now(),
+            super::deadline(Some(std::time::Duration::from_secs(120))),
+        )?;
+        service.adapter.reclaim(&cx, dead).await.map_err(|source| BackupError::Adapter {
+            service: service.name.clone(),
+            stage: crate::error::Stage::CleanUp,
+            source,
+        })
+    }
+
+    async fn sweep(&self, name: &ServiceName) -> Result<(), BackupError> {
+        let listing = self.catalog.list(&Filter::service(name)).await?;
+        for entry in &listing.entries {
+            if self.catalog.sweep(entry).await? {
+                self.warn(Some(name), format!("gave up {}: its run ended without a commit", entry.id));
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,61 @@
+//! What every backup carries for a restore without this program: SHA256SUMS and RESTORE.md.
+
+use std::fmt::Write as _;
+
+use crate::adapter::{HandContext, ServiceAdapter};
+use crate::catalog::SHA256SUMS;
+use crate::metadata::Metadata;
+
+/// The checksums of the stored files, as `sha256sum -c` reads them.
+pub(super) fn sha256sums(metadata: &Metadata) -> String {
+    let files = metadata.artifacts.iter().flat_map(|a| &a.files);
+    files.map(|f| format!("{}  {}\n", f.stored_sha256, f.path)).collect()
+}
+
+/// The instructions: checksums first, then the adapter's own commands with these very file names.
+pub(super) fn restore_md(metadata: &Metadata, adapter: &dyn ServiceAdapter) -> String {
+    let mut out = String::new();
+    let mut line = |text: &str| {
+        // Writing to a String cannot fail.
+        let _infallible = writeln!(out, "{text}");
+    };
+    line(&format!("# Restoring `{}` by hand", metadata.id()));
+    line("");
+    line(&format!(
+        "A backup of `{}` ({}), taken on {} on host `{}`; consistency: {}.",
+        metadata.service,
+        metadata.adapter,
+        metadata.consistent_to.format("%Y-%m-%d %H:%M:%S UTC"),
+        metadata.host,
+        metadata.consistency,
+    ));
+    line("The program that made it restores it with one command:");
+    line("");
+    line(&format!("    backup restore {} --at {}", metadata.service, metadata.timestamp));
+    line("");
+    line("Without that program, run the following commands in this directory, with `bash`.");
+    let encodings: Vec<&str> =
+        metadata.artifacts.iter().flat_map(|a| &a.encodings).map(String::as_str).collect();
+    if encodings.contains(&"age") {
+        line("The files are encrypted: set IDENTITY to the file with the age identity first.");
+    }
+    let mut step = 1;
+    let mut section = |title: &str, command: &str| {
+        line("");
+        line(&format!("## {step}. {title}"));
+        if !command.is_empty() {
+            line("");
+            line("```sh");
+            line(command);
+            line("```");
+        }
+        step += 1;
+    };
+    if metadata.artifacts.iter().any(|a| !a.files.is_empty()) {
+        section("Check that every file is whole", &format!("set -euo pipefail\nsha256sum -c {SHA256SUMS}"));
+    }
+    for hand in adapter.by_hand(&HandContext { metadata }) {
+        section(&hand.text, &hand.command);
+    }
+    out
+}

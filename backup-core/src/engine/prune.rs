@@ -1,0 +1,249 @@
+//! Retention: planned with reasons, printed, then applied under a lease on the store.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::{Engine, Inner, Run, RunReport, StepReport, millis};
+use crate::catalog::{BackupState, Entry, Filter, Listing, PurgeExternal};
+use crate::error::{AdapterError, BackupError, chain};
+use crate::event::Event;
+use crate::id::{BackupId, Interval, ServiceName};
+use crate::metadata::ExternalRef;
+use crate::plan::PlannedService;
+use crate::retention::{EntryState, KeepAll, PlanEntry, PlanOptions, RetentionPlan, RetentionPolicy};
+use crate::state::RestorePhase;
+
+/// How long a retention may take before another host may take over its lease.
+const LEASE: Duration = Duration::from_secs(3600);
+
+/// What to prune.
+#[derive(Debug, Clone, Default)]
+pub struct PruneRequest {
+    /// Only these services; empty: all.
+    pub services: Vec<ServiceName>,
+    /// Only this interval.
+    pub interval: Option<Interval>,
+    /// Judge legacy backups, too.
+    pub include_legacy: bool,
+    /// Ends it early, between two deletions.
+    pub cancel: CancellationToken,
+}
+
+/// What retention will do to one series.
+#[derive(Debug, Clone)]
+pub struct SeriesPlan {
+    /// The service.
+    pub service: ServiceName,
+    /// The interval.
+    pub interval: Interval,
+    /// A verdict with a reason for each backup.
+    pub plan: RetentionPlan,
+}
+
+impl Engine {
+    /// What [`prune`](Self::prune) would do now. Changes nothing.
+    ///
+    /// # Errors
+    /// [`BackupError`] if the store cannot be listed at all.
+    pub async fn plan_prune(&self, request: &PruneRequest) -> Result<Vec<SeriesPlan>, BackupError> {
+        let mut plans = Vec::new();
+        for name in self.inner.services_or_all(&request.services)? {
+            let filter = Filter { service: Some(name.clone()), interval: request.interval.clone() };
+            let listing = self.inner.catalog.list(&filter).await?;
+            plans.extend(self.inner.plan_series(&name, &listing, request.include_legacy)?);
+        }
+        Ok(plans)
+    }
+
+    /// Applies retention. A deletion that fails does not stop the others.
+    ///
+    /// # Errors
+    /// [`BackupError`] if nothing could be begun; everything else is in the steps.
+    pub async fn prune(&self, request: &PruneRequest) -> Result<RunReport, BackupError> {
+        let inner = &self.inner;
+        let services = inner.services_or_all(&request.services)?;
+        let run = inner.begin("prune", &services, request.cancel.child_token())?;
+        let mut steps = Vec::new();
+        for name in &services {
+            let started = Instant::now();
+            let mut step = StepReport::new(name, "prune");
+            let filter = Filter { service: Some(name.clone()), interval: request.interval.clone() };
+            if let Err(error) =
+                inner.prune_service(&run, name, &filter, request.include_legacy, &mut step).await
+            {
+                step.fail(&error);
+            }
+            step.ms = millis(started);
+            inner.announce(&step);
+            steps.push(step);
+        }
+        Ok(inner.finish(&run, steps).await)
+    }
+}
+
+impl Inner {
+    fn plan_series(
+        &self,
+        name: &ServiceName,
+        listing: &Listing,
+        include_legacy: bool,
+    ) -> Result<Vec<SeriesPlan>, BackupError> {
+        // What a restore of this host reads or may resume must stay.
+        let in_use: Vec<BackupId> = self
+            .state
+            .restores(name)?
+            .into_iter()
+            .filter(|j| !matches!(j.phase, RestorePhase::Switched | RestorePhase::Undone))
+            .map(|j| j.backup)
+            .collect();
+        let mut series: BTreeMap<Interval, Vec<PlanEntry>> = BTreeMap::new();
+        for entry in listing.of(name) {
+            let Some(state) = retention_state(entry) else { continue };
+            let mut item = PlanEntry::new(entry.id.clone(), entry.size_bytes(), state);
+            item.held = entry.held();
+            item.in_use = in_use.contains(&entry.id);
+            item.verified_by_restore = entry.verified_by_restore();
+            series.entry(entry.id.interval.clone()).or_default().push(item);
+        }
+        let options = if listing.errors.is_empty() {
+            PlanOptions::complete_listing()
+        } else {
+            PlanOptions::partial_listing()
+        };
+        let options = options.with_legacy(include_legacy);
+        let plans = series.into_iter().map(|(interval, entries)| {
+            let configured = self.plan.intervals.get(&interval).and_then(|i| i.policy.as_ref());
+            let policy: &dyn RetentionPolicy = configured.map_or(&KeepAll as &dyn RetentionPolicy, |p| p);
+            let plan = RetentionPlan::compute(policy, &entries, options, self.clock.now());
+            SeriesPlan { service: name.clone(), interval, plan }
+        });
+        Ok(plans.collect())
+    }
+
+    /// The retention of one series, after a backup of it.
+    pub(super) async fn retain(
+        &self,
+        run: &Run,
+        name: &ServiceName,
+        interval: &Interval,
+        step: &mut StepReport,
+    ) -> Result<(), BackupError> {
+        if self.plan.intervals.get(interval).is_none_or(|i| i.policy.is_none()) {
+            return Ok(());
+        }
+        let mut pruned = StepReport::new(name, "prune");
+        let result = self.prune_service(run, name, &Filter::series(name, interval), false, &mut pruned).await;
+        step.notes.extend(pruned.notes);
+        result
+    }
+
+    async fn prune_service(
+        &self,
+        run: &Run,
+        name: &ServiceName,
+        filter: &Filter,
+        include_legacy: bool,
+        step: &mut StepReport,
+    ) -> Result<(), BackupError> {
+        let listing = self.catalog.list(filter).await?;
+        for error in &listing.errors {
+            self.warn(Some(name), error.clone());
+        }
+        for entry in &listing.entries {
+            if self.catalog.sweep(entry).await? {
+                step.notes.push(format!("gave up {}", entry.id));
+            }
+        }
+        let plans = self.plan_series(name, &listing, include_legacy)?;
+        if plans.iter().all(|p| p.plan.deletions().next().is_none()) {
+            return Ok(());
+        }
+        // What is kept is the reason for what goes: a cache that is behind must not stand in for a rotten metadata.json.
+        let listing = self.catalog.list_uncached(filter).await?;
+        let plans = self.plan_series(name, &listing, include_legacy)?;
+        let lease = self.catalog.lease(&format!("retention-{name}"), &run.id, &self.host, LEASE).await;
+        // On a full disk not even a lease can be written, and pruning is what helps then.
+        let lease = match lease {
+            Ok(lease) => Some(lease),
+            Err(BackupError::Store { source: crate::error::StoreError::NoSpace { .. }, .. }) => None,
+            Err(e) => return Err(e),
+        };
+        let mut failures = Vec::new();
+        for item in plans.iter().flat_map(|p| p.plan.deletions()) {
+            if run.cancel.is_cancelled() {
+                failures.push("cancelled".to_owned());
+                break;
+            }
+            if let Some(lease) = &lease {
+                lease.still_mine().await?;
+            }
+            match self.catalog.delete(&item.id, &Purge { inner: self, run }).await {
+                Ok(report) => {
+                    step.stored_bytes = step.stored_bytes.saturating_add(item.size_bytes);
+                    step.notes.push(format!("deleted {}: {}", item.id, item.reason));
+                    for external in report.kept_external {
+                        step.notes
+                            .push(format!("{} {} stays: another store made it", external.kind, external.id));
+                    }
+                    let (id, reason, bytes) = (item.id.clone(), item.reason.clone(), item.size_bytes);
+                    self.events.emit(Event::Pruned { id, reason, bytes });
+                }
+                Err(e) => failures.push(format!("{}: {}", item.id, chain(&e))),
+            }
+        }
+        if let Some(lease) = lease
+            && let Err(e) = lease.release().await
+        {
+            tracing::debug!(error = %chain(&e), "The retention lease could not be released; it expires by itself.");
+        }
+        if failures.is_empty() { Ok(()) } else { Err(BackupError::Refused(failures.join("; "))) }
+    }
+}
+
+/// How retention sees an entry; `None` for what is the sweeper's.
+fn retention_state(entry: &Entry) -> Option<EntryState> {
+    Some(match entry.state {
+        BackupState::Good => EntryState::Good,
+        BackupState::Suspect => EntryState::Suspect,
+        BackupState::Damaged { .. } => EntryState::Damaged,
+        BackupState::Pending => EntryState::Pending,
+        BackupState::Legacy => EntryState::Legacy,
+        BackupState::Incomplete => EntryState::Incomplete,
+        // Its marks must outlive any sleeping writer: the sweeper removes them when it is time.
+        BackupState::Aborted => return None,
+        BackupState::Deleting => EntryState::Deleting,
+        BackupState::Unreadable { .. } => EntryState::Unreadable,
+    })
+}
+
+/// Deletes external artifacts through the configured adapters.
+struct Purge<'a> {
+    inner: &'a Inner,
+    run: &'a Run,
+}
+
+#[async_trait]
+impl PurgeExternal for Purge<'_> {
+    async fn purge(&self, adapter: &str, refs: &[ExternalRef]) -> Result<(), AdapterError> {
+        let service: Option<&PlannedService> =
+            self.inner.plan.services.values().find(|s| s.adapter.kind() == adapter);
+        let Some(service) = service else {
+            return Err(AdapterError::unsupported(format!(
+                "no service of kind `{adapter}` is configured any more, which could delete {} external artifacts",
+                refs.len()
+            )));
+        };
+        let cx = self
+            .inner
+            .context(self.run, service, self.inner.now(), super::deadline(service.timeout))
+            .map_err(|e| {
+                AdapterError::new(crate::AdapterErrorKind::Other, "cannot prepare the deletion")
+                    .with_source(e)
+            })?;
+        service.adapter.purge_external(&cx, refs).await
+    }
+}

@@ -1,0 +1,148 @@
+//! Reports: what a run did, for `.runs/`, for exit codes and for people.
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+
+use super::{Inner, Run, millis};
+use crate::error::chain;
+use crate::event::{Event, Outcome};
+use crate::id::{BackupId, RunId, ServiceName};
+
+/// What one verb did.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunReport {
+    /// The run.
+    pub run_id: RunId,
+    /// The verb.
+    pub verb: String,
+    /// The host.
+    pub host: String,
+    /// Name and version of the program.
+    pub tool: String,
+    /// When it began.
+    pub started_at: DateTime<Utc>,
+    /// When it ended.
+    pub finished_at: DateTime<Utc>,
+    /// What it did, in the order in which it ended.
+    pub steps: Vec<StepReport>,
+}
+
+/// What was done to one backup or service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StepReport {
+    /// The service.
+    pub service: ServiceName,
+    /// What was done: `back-up`, `verify-stored`, `restore`, `prune`, …
+    pub kind: String,
+    /// The backup.
+    pub id: Option<BackupId>,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Bytes before compression.
+    pub plain_bytes: u64,
+    /// Bytes as stored.
+    pub stored_bytes: u64,
+    /// Duration in ms.
+    pub ms: u64,
+    /// The error's chain, one line.
+    pub error: Option<String>,
+    /// What an operator should know, one line each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
+}
+
+impl StepReport {
+    pub(super) fn new(service: &ServiceName, kind: impl Into<String>) -> Self {
+        Self {
+            service: service.clone(),
+            kind: kind.into(),
+            id: None,
+            outcome: Outcome::Ok,
+            plain_bytes: 0,
+            stored_bytes: 0,
+            ms: 0,
+            error: None,
+            notes: Vec::new(),
+        }
+    }
+
+    /// Marks the step as failed with `error`.
+    pub(super) fn fail(&mut self, error: &crate::error::BackupError) {
+        self.outcome = match error {
+            crate::error::BackupError::Cancelled => Outcome::Cancelled,
+            crate::error::BackupError::Adapter { source, .. }
+                if source.kind() == crate::error::AdapterErrorKind::Cancelled =>
+            {
+                Outcome::Cancelled
+            }
+            crate::error::BackupError::Damaged { .. } => Outcome::Damaged,
+            _ => Outcome::Failed,
+        };
+        self.error = Some(chain(error));
+    }
+
+    /// Whether the service is safe after this step: done, or nothing to do.
+    #[must_use]
+    pub fn is_ok(&self) -> bool {
+        matches!(self.outcome, Outcome::Ok | Outcome::Unchanged | Outcome::Skipped)
+    }
+}
+
+impl RunReport {
+    /// The worst outcome; `Skipped` if there was nothing to do.
+    #[must_use]
+    pub fn outcome(&self) -> Outcome {
+        let rank = |o: Outcome| match o {
+            Outcome::Skipped => 0,
+            Outcome::Unchanged => 1,
+            Outcome::Ok => 2,
+            Outcome::Suspect => 3,
+            Outcome::Failed => 4,
+            Outcome::Damaged => 5,
+            Outcome::Cancelled => 6,
+        };
+        self.steps.iter().map(|s| s.outcome).max_by_key(|o| rank(*o)).unwrap_or(Outcome::Skipped)
+    }
+
+    /// Whether no step failed.
+    #[must_use]
+    pub fn is_ok(&self) -> bool {
+        self.steps.iter().all(StepReport::is_ok)
+    }
+}
+
+impl Inner {
+    /// Announces the end of a step.
+    pub(super) fn announce(&self, step: &StepReport) {
+        self.events.emit(Event::ServiceFinished {
+            service: step.service.clone(),
+            id: step.id.clone(),
+            outcome: step.outcome,
+            plain_bytes: step.plain_bytes,
+            stored_bytes: step.stored_bytes,
+            ms: step.ms,
+            error: step.error.clone(),
+        });
+    }
+
+    /// Puts the report together, writes it to the store and announces the end. A report that cannot be written is a
+    /// warning: the work itself is done.
+    pub(super) async fn finish(&self, run: &Run, steps: Vec<StepReport>) -> RunReport {
+        let finished_at = self.clock.now();
+        let elapsed = chrono::TimeDelta::milliseconds(i64::try_from(millis(run.started)).unwrap_or(i64::MAX));
+        let report = RunReport {
+            run_id: run.id.clone(),
+            verb: run.verb.to_owned(),
+            host: self.host.clone(),
+            tool: self.tool.clone(),
+            started_at: finished_at - elapsed,
+            finished_at,
+            steps,
+        };
+        if let Err(e) = self.catalog.write_report(&run.id, &report).await {
+            self.warn(None, chain(&e));
+        }
+        self.end(run, report.outcome());
+        report
+    }
+}

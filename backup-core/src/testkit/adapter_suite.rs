@@ -1,0 +1,236 @@
+//! The contract of [`ServiceAdapter`] as tests: one per clause, for every adapter, also those made elsewhere.
+//!
+//! An adapter's author writes a fixture and one line:
+//!
+//! ```
+//! use std::path::Path;
+//! use std::sync::Arc;
+//!
+//! use backup_core::ServiceAdapter;
+//! use backup_core::testkit::adapter_suite::AdapterFixture;
+//! use backup_core::testkit::fake_adapter::{FakeAdapter, text_of, text_of_dir};
+//!
+//! struct Fixture(FakeAdapter);
+//!
+//! #[async_trait::async_trait]
+//! impl AdapterFixture for Fixture {
+//!     fn adapter(&self) -> Arc<dyn ServiceAdapter> {
+//!         Arc::new(self.0.clone())
+//!     }
+//!     async fn mutate(&self) {
+//!         self.0.script(|s| s.set_artifact("a", ["changed"]));
+//!     }
+//!     async fn live(&self) -> String {
+//!         text_of(&self.0.live())
+//!     }
+//!     async fn restored(&self, dir: &Path) -> String {
+//!         text_of_dir(dir)
+//!     }
+//! }
+//!
+//! backup_core::adapter_conformance_tests!(fake, || async { Fixture(FakeAdapter::new().artifact("a", ["1", "2"])) });
+//! # fn main() {}
+//! ```
+
+mod captures;
+mod memory;
+mod restores;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use chrono::{DateTime, TimeDelta};
+
+use crate::adapter::{RestoreTarget, ScratchHandle, ServiceAdapter, StepToken};
+use crate::clock::SystemClock;
+use crate::context::OpContext;
+use crate::error::AdapterError;
+use crate::id::{RunId, ServiceName, Timestamp};
+
+pub use captures::*;
+pub use memory::{Captured, Damage, MemoryOpener, capture};
+pub use restores::*;
+
+/// How long an adapter may take to notice that it was cancelled.
+pub const GRACE: Duration = Duration::from_secs(10);
+
+/// Fresh data of one service, and ways to look at it that do not use the adapter.
+///
+/// Each clause gets a fixture of its own; whatever it needs (folders, servers) lives as long as it.
+#[async_trait]
+pub trait AdapterFixture: Send + Sync + 'static {
+    /// The adapter over the data. May be called more than once; all of them protect the same data.
+    fn adapter(&self) -> Arc<dyn ServiceAdapter>;
+
+    /// Changes the live data, so that [`live`](Self::live) answers something else.
+    async fn mutate(&self);
+
+    /// The live data as text, equal if and only if the content is.
+    async fn live(&self) -> String;
+
+    /// What a restore made in `dir`, in the same form. Called only if the adapter restores into directories.
+    async fn restored(&self, dir: &Path) -> String {
+        panic!("the fixture cannot read `{}`: write `AdapterFixture::restored`", dir.display())
+    }
+
+    /// Adapts the context, e.g. to give secrets.
+    fn context(&self, cx: OpContext) -> OpContext {
+        cx
+    }
+
+    /// An adapter whose service is not there: `check` and `open` must fail soon and say so.
+    fn unreachable(&self) -> Option<Arc<dyn ServiceAdapter>> {
+        None
+    }
+
+    /// Values of secrets that the adapter uses: they must never show.
+    fn canaries(&self) -> Vec<String> {
+        Vec::new()
+    }
+}
+
+/// A fixture, and folders and contexts for its operations.
+pub struct Bench {
+    fixture: Box<dyn AdapterFixture>,
+    dir: tempfile::TempDir,
+    operations: AtomicU32,
+}
+
+impl std::fmt::Debug for Bench {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Bench").field("dir", &self.dir.path()).finish_non_exhaustive()
+    }
+}
+
+impl Bench {
+    /// A bench for `fixture`.
+    ///
+    /// # Panics
+    /// When no temporary folder can be made.
+    pub fn new(fixture: impl AdapterFixture) -> Self {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        Self { fixture: Box::new(fixture), dir, operations: AtomicU32::new(0) }
+    }
+
+    /// The context of a new operation: a run, a moment and a spool of its own.
+    ///
+    /// # Panics
+    /// When its spool cannot be made.
+    #[must_use]
+    pub fn cx(&self) -> OpContext {
+        let n = self.operations.fetch_add(1, Ordering::Relaxed);
+        let at = DateTime::UNIX_EPOCH + TimeDelta::days(20_000) + TimeDelta::seconds(n.into());
+        let timestamp = Timestamp::new(at);
+        let run_id: RunId = format!("{timestamp}-{n:08x}").parse().expect("a valid run id");
+        let service = ServiceName::new("conformance").expect("a valid name");
+        let spool = self.new_dir("spool");
+        self.fixture.context(OpContext::new(service, run_id, timestamp, spool, Arc::new(SystemClock)))
+    }
+
+    /// A new empty folder.
+    fn new_dir(&self, what: &str) -> PathBuf {
+        let dir = tempfile::Builder::new().prefix(what).tempdir_in(self.dir.path());
+        dir.expect("a temporary folder").keep()
+    }
+
+    fn target(&self, kind: &Kind, cx: &OpContext) -> RestoreTarget {
+        match kind {
+            Kind::Live => RestoreTarget::Live,
+            Kind::Dir => RestoreTarget::Dir(self.new_dir("parent").join("restored")),
+            Kind::Scratch => RestoreTarget::Scratch(ScratchHandle {
+                dir: self.new_dir("scratch"),
+                run_id: cx.run_id.clone(),
+            }),
+        }
+    }
+
+    async fn captured(&self) -> Captured {
+        capture(&*self.fixture.adapter(), &self.cx()).await.expect("the capture succeeds")
+    }
+
+    /// Plans, stages and switches. The token of the switch.
+    async fn restore(&self, captured: &Captured, target: &RestoreTarget) -> Result<StepToken, AdapterError> {
+        let (adapter, cx) = (self.fixture.adapter(), self.cx());
+        let plan = adapter.plan_restore(&cx, &captured.metadata, target).await?;
+        let staged = adapter.stage(&cx, &plan, &captured.source(Damage::None)).await?;
+        adapter.switch(&cx, &plan, &staged).await
+    }
+
+    /// The text must not hold any of the fixture's secrets.
+    fn assert_clean(&self, what: &str, text: &str) {
+        for canary in self.fixture.canaries() {
+            assert!(!text.contains(&canary), "{what} shows a secret");
+        }
+    }
+}
+
+enum Kind {
+    Live,
+    Dir,
+    Scratch,
+}
+
+/// Runs one clause on a runtime of its own, of one thread: blocking work on it stops everything, and shows.
+///
+/// # Panics
+/// When the clause does, or is not done after five minutes.
+pub fn run(clause: impl Future<Output = ()>) {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime can be built");
+    let limit = Duration::from_secs(300);
+    runtime.block_on(async { tokio::time::timeout(limit, clause).await }).expect("the clause ends");
+}
+
+/// Defines a module `$module` with one test for each clause of the contract of
+/// [`ServiceAdapter`](crate::ServiceAdapter). `$fixture` is called for each: an expression such as
+/// `|| async { MyFixture::new() }`. See [`testkit::adapter_suite`](crate::testkit::adapter_suite).
+#[macro_export]
+macro_rules! adapter_conformance_tests {
+    (@tests $fixture:expr; $($clause:ident)*) => {
+        $(
+            #[test]
+            fn $clause() {
+                $crate::testkit::adapter_suite::run(async {
+                    let bench = $crate::testkit::adapter_suite::Bench::new(($fixture)().await);
+                    $crate::testkit::adapter_suite::$clause(&bench).await;
+                });
+            }
+        )*
+    };
+    ($module:ident, $fixture:expr) => {
+        mod $module {
+            use super::*;
+            $crate::adapter_conformance_tests! { @tests $fixture;
+                check_has_no_side_effects
+                an_unreachable_service_is_reported
+                artifact_names_are_unique
+                a_dropped_body_leaves_the_service_usable
+                a_capture_ends_without_being_read
+                cancellation_is_noticed
+                a_used_up_budget_is_noticed
+                equal_content_has_equal_fingerprints
+                the_content_check_accepts_its_own
+                the_content_check_finds_damage
+                recovery_by_hand_is_described
+                secrets_do_not_show
+                reclaim_can_be_repeated
+                nothing_external_is_purged_for_nothing
+                capabilities_and_behaviour_agree
+                a_directory_gets_the_content
+                scratch_gets_the_content
+                live_gets_the_content
+                staging_leaves_the_live_data_alone
+                the_plan_finds_what_a_killed_stage_left
+                steps_can_be_repeated
+                damage_never_goes_live
+                undo_brings_back_what_was_live
+                discarding_leaves_the_live_data_alone
+                a_second_restore_gives_the_same
+                the_probe_agrees_with_the_evidence
+            }
+        }
+    };
+}

@@ -1,0 +1,473 @@
+//! [`FakeAdapter`]: a service in memory that behaves as a script says, and remembers what was asked of it.
+
+mod script;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::stream::{self, BoxStream};
+use futures::{FutureExt, StreamExt};
+use serde::{Deserialize, Serialize};
+
+use crate::adapter::{
+    Capabilities, CheckPurpose, ContentCheck, HandContext, HandStep, Leftover, RestorePlan, RestoreSource,
+    RestoreTarget, ServiceAdapter, SpaceNeed, StepToken,
+};
+use crate::context::OpContext;
+use crate::error::{AdapterError, AdapterErrorKind, ConfigError};
+use crate::id::{ArtifactName, RunId};
+use crate::metadata::{ArtifactMeta, Consistency, Evidence, Metadata};
+use crate::registry::{AdapterConfig, BuildContext};
+use crate::source::{Artifact, BackupSource, CaptureReport, ReadOutcome, Settlement};
+
+pub use script::{Call, Content, Script, Step, text_of, text_of_dir};
+
+/// A service in memory. Clones share it, so that a test keeps one and the engine gets another.
+///
+/// Its content is a set of artifacts in chunks. It honours the whole contract of [`ServiceAdapter`], except where its
+/// [`Script`] says otherwise.
+#[derive(Clone, Default)]
+pub struct FakeAdapter {
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Default)]
+struct State {
+    script: Script,
+    log: Vec<Call>,
+    staged: BTreeMap<String, Content>,
+    kept: BTreeMap<String, Content>,
+}
+
+impl fmt::Debug for FakeAdapter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FakeAdapter").finish_non_exhaustive()
+    }
+}
+
+impl FakeAdapter {
+    /// A service without content.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds an artifact of these chunks.
+    ///
+    /// # Panics
+    /// When `name` is no valid artifact name.
+    #[must_use]
+    pub fn artifact<C: Into<Bytes>>(self, name: &str, chunks: impl IntoIterator<Item = C>) -> Self {
+        self.script(|s| s.set_artifact(name, chunks));
+        self
+    }
+
+    /// Fails at every call of `step`.
+    #[must_use]
+    pub fn failing(self, step: Step) -> Self {
+        self.script(|s| s.failing.insert(step));
+        self
+    }
+
+    /// Hangs at every call of `step` until the operation is cancelled or its deadline passes.
+    #[must_use]
+    pub fn hanging(self, step: Step) -> Self {
+        self.script(|s| s.hanging.insert(step));
+        self
+    }
+
+    /// The body of `name` fails in place of its chunk number `chunk` (from 0; the number of chunks: in place of the
+    /// end).
+    ///
+    /// # Panics
+    /// When `name` is no valid artifact name.
+    #[must_use]
+    pub fn failing_at(self, name: &str, chunk: usize) -> Self {
+        self.script(|s| s.fail_at.insert(script::name(name), chunk));
+        self
+    }
+
+    /// As [`failing_at`](Self::failing_at), but hangs until the operation is cancelled or its deadline passes.
+    ///
+    /// # Panics
+    /// When `name` is no valid artifact name.
+    #[must_use]
+    pub fn hanging_at(self, name: &str, chunk: usize) -> Self {
+        self.script(|s| s.hang_at.insert(script::name(name), chunk));
+        self
+    }
+
+    /// Reports this evidence instead of the true one.
+    #[must_use]
+    pub fn evidence(self, evidence: Evidence) -> Self {
+        self.script(|s| s.evidence = Some(evidence));
+        self
+    }
+
+    /// Reports a fingerprint of the content, and asks for a commit only if it changed.
+    #[must_use]
+    pub fn only_if_changed(self) -> Self {
+        self.script(|s| (s.fingerprint, s.only_if_changed) = (true, true));
+        self
+    }
+
+    /// Can do no more than this.
+    #[must_use]
+    pub fn with_capabilities(self, capabilities: Capabilities) -> Self {
+        self.script(|s| s.capabilities = capabilities);
+        self
+    }
+
+    /// Changes the script, also while the adapter is used.
+    pub fn script<R>(&self, change: impl FnOnce(&mut Script) -> R) -> R {
+        change(&mut self.state().script)
+    }
+
+    /// What was asked of the adapter, in order.
+    #[must_use]
+    pub fn log(&self) -> Vec<Call> {
+        self.state().log.clone()
+    }
+
+    /// The live content.
+    #[must_use]
+    pub fn live(&self) -> Content {
+        self.state().script.live.clone()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // A test that panicked elsewhere must not hide its message behind a second one.
+        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Records a call, and does what the script says about it.
+    async fn enter(&self, cx: &OpContext, step: Step, call: Call) -> Result<(), AdapterError> {
+        let (fails, hangs) = {
+            let mut state = self.state();
+            state.log.push(call);
+            (state.script.failing.contains(&step), state.script.hanging.contains(&step))
+        };
+        if hangs {
+            return Err(until_over(cx).await);
+        }
+        if fails {
+            return Err(AdapterError::new(
+                AdapterErrorKind::Other,
+                format!("{step} fails, as the script says"),
+            ));
+        }
+        Ok(())
+    }
+
+    /// As [`enter`](Self::enter), for steps that a cancelled operation does not begin.
+    async fn begin(&self, cx: &OpContext, step: Step, call: Call) -> Result<(), AdapterError> {
+        self.enter(cx, step, call).await?;
+        cx.check_alive()
+    }
+
+    fn artifact_of(&self, cx: &OpContext, name: &ArtifactName, chunks: Vec<Bytes>) -> Artifact {
+        let (fail_at, hang_at) = {
+            let script = &self.state().script;
+            (script.fail_at.get(name).copied(), script.hang_at.get(name).copied())
+        };
+        let bytes: usize = chunks.iter().map(Bytes::len).sum();
+        let body = body(self.clone(), cx.clone(), name.clone(), chunks, fail_at, hang_at);
+        Artifact::stream(name.clone(), "fake", body).with_size_hint(u64::try_from(bytes).unwrap_or(u64::MAX))
+    }
+
+    fn report(&self, cx: &OpContext, content: &Content) -> CaptureReport {
+        let state = self.state();
+        let now = cx.clock.now();
+        let mut report = CaptureReport::new("fake", Consistency::Dump, now, now);
+        report.evidence = state.script.evidence.clone().unwrap_or_else(|| script::evidence_of(content));
+        report.fingerprint =
+            state.script.fingerprint.then(|| blake3::hash(text_of(content).as_bytes()).to_hex().to_string());
+        report.only_if_changed = state.script.only_if_changed;
+        report
+    }
+}
+
+/// Waits until the operation is cancelled or its deadline passes.
+async fn until_over(cx: &OpContext) -> AdapterError {
+    let deadline = async {
+        match cx.deadline {
+            Some(at) => tokio::time::sleep_until(at).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        () = cx.cancel.cancelled() => {}
+        () = deadline => {}
+    }
+    cx.check_alive().err().unwrap_or_else(AdapterError::cancelled)
+}
+
+fn body(
+    adapter: FakeAdapter,
+    cx: OpContext,
+    name: ArtifactName,
+    chunks: Vec<Bytes>,
+    fail_at: Option<usize>,
+    hang_at: Option<usize>,
+) -> BoxStream<'static, Result<Bytes, AdapterError>> {
+    // One item more than there are chunks: the end may fail, too.
+    stream::iter(chunks.into_iter().map(Some).chain([None]).enumerate())
+        .then(move |(n, chunk)| {
+            let (cx, adapter, name) = (cx.clone(), adapter.clone(), name.clone());
+            async move {
+                if hang_at == Some(n) {
+                    return Err(until_over(&cx).await);
+                }
+                cx.check_alive()?;
+                if fail_at == Some(n) {
+                    let message = format!("artifact `{name}` fails at chunk {n}, as the script says");
+                    return Err(AdapterError::new(AdapterErrorKind::Other, message));
+                }
+                if chunk.is_none() {
+                    adapter.state().log.push(Call::ReadEnd(name));
+                }
+                Ok(chunk)
+            }
+        })
+        .filter_map(|item| std::future::ready(item.transpose()))
+        .boxed()
+}
+
+/// What a step of a fake restore remembers: the key of a content.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Token {
+    Staged(String),
+    Kept(String),
+    Elsewhere,
+}
+
+#[async_trait]
+impl ServiceAdapter for FakeAdapter {
+    fn kind(&self) -> &'static str {
+        FakeConfig::KIND
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        self.state().script.capabilities
+    }
+
+    async fn check(&self, cx: &OpContext) -> Result<(), AdapterError> {
+        self.begin(cx, Step::Check, Call::Check).await
+    }
+
+    async fn open(&self, cx: &OpContext) -> Result<BackupSource, AdapterError> {
+        self.begin(cx, Step::Open, Call::Open).await?;
+        let content = self.live();
+        let artifacts: Vec<_> =
+            content.iter().map(|(name, chunks)| Ok(self.artifact_of(cx, name, chunks.clone()))).collect();
+        let release = {
+            let (adapter, cx) = (self.clone(), cx.clone());
+            move |outcome: ReadOutcome| async move {
+                adapter.enter(&cx, Step::Release, Call::Release(outcome)).await?;
+                Ok(adapter.report(&cx, &content))
+            }
+        };
+        let (adapter, cx) = (self.clone(), cx.clone());
+        Ok(BackupSource::new(stream::iter(artifacts), release).on_settle(move |settlement| {
+            let committed = matches!(settlement, Settlement::Committed(_));
+            async move { adapter.enter(&cx, Step::Settle, Call::Settle { committed }).await }.boxed()
+        }))
+    }
+
+    fn content_check(&self, _: &CheckPurpose, artifact: &ArtifactMeta) -> Option<Box<dyn ContentCheck>> {
+        // What the first run does not know yet, the metadata does not say.
+        (artifact.plain_bytes > 0).then(|| script::length_check(artifact))
+    }
+
+    fn by_hand(&self, backup: &HandContext<'_>) -> Vec<HandStep> {
+        let artifacts = backup.metadata.artifacts.iter();
+        artifacts.map(|a| HandStep::new(format!("Print `{}`.", a.name), backup.decode(a))).collect()
+    }
+
+    async fn plan_restore(
+        &self,
+        cx: &OpContext,
+        backup: &Metadata,
+        target: &RestoreTarget,
+    ) -> Result<RestorePlan, AdapterError> {
+        let can = self.capabilities();
+        let (possible, what) = match target {
+            RestoreTarget::Live => (can.restore_live, "in place"),
+            RestoreTarget::Dir(_) => (can.restore_dir, "into a directory"),
+            RestoreTarget::Scratch(_) => (can.restore_scratch, "into scratch"),
+        };
+        if !possible {
+            return Err(AdapterError::unsupported(format!("`fake` cannot restore {what}")));
+        }
+        self.begin(cx, Step::Plan, Call::Plan).await?;
+        let steps = backup.artifacts.iter().map(|a| format!("restore `{}` {what}", a.name)).collect();
+        let space = vec![SpaceNeed { path: cx.spool.clone(), bytes: backup.plain_bytes() }];
+        let token = StepToken::new(&Token::Staged(cx.run_id.to_string()))?;
+        Ok(RestorePlan { target: target.clone(), steps, replaces: Vec::new(), space, token })
+    }
+
+    async fn stage(
+        &self,
+        cx: &OpContext,
+        _plan: &RestorePlan,
+        source: &RestoreSource,
+    ) -> Result<StepToken, AdapterError> {
+        self.begin(cx, Step::Stage, Call::Stage).await?;
+        let mut content = Content::new();
+        for artifact in &source.metadata().artifacts {
+            let mut body = source.open(&artifact.name).await?;
+            let mut chunks = Vec::new();
+            while let Some(chunk) = body.next().await {
+                cx.check_alive()?;
+                chunks.push(chunk?);
+            }
+            content.insert(artifact.name.clone(), chunks);
+        }
+        let key = cx.run_id.to_string();
+        self.state().staged.insert(key.clone(), content);
+        StepToken::new(&Token::Staged(key))
+    }
+
+    async fn switch(
+        &self,
+        cx: &OpContext,
+        plan: &RestorePlan,
+        staged: &StepToken,
+    ) -> Result<StepToken, AdapterError> {
+        self.begin(cx, Step::Switch, Call::Switch).await?;
+        let Token::Staged(key) = staged.get()? else {
+            return Err(AdapterError::corrupt("the recorded restore step is another one's"));
+        };
+        let mut state = self.state();
+        let content = state.staged.remove(&key);
+        let dir = match &plan.target {
+            RestoreTarget::Live => None,
+            RestoreTarget::Dir(dir) => Some(dir),
+            RestoreTarget::Scratch(scratch) => Some(&scratch.dir),
+        };
+        match (content, dir) {
+            (Some(content), Some(dir)) => script::write_dir(dir, &content)?,
+            (Some(content), None) => {
+                let old = std::mem::replace(&mut state.script.live, content);
+                state.kept.insert(key.clone(), old);
+            }
+            (None, None) if !state.kept.contains_key(&key) => return Err(gone("staged")),
+            // Done by an earlier call.
+            (None, _) => {}
+        }
+        StepToken::new(&if dir.is_some() { Token::Elsewhere } else { Token::Kept(key) })
+    }
+
+    async fn probe(&self, cx: &OpContext, target: &RestoreTarget) -> Result<Evidence, AdapterError> {
+        if !self.capabilities().probe {
+            return Err(AdapterError::unsupported("`fake` cannot count what is live"));
+        }
+        self.begin(cx, Step::Probe, Call::Probe).await?;
+        Ok(script::evidence_of(&match target {
+            RestoreTarget::Live => self.live(),
+            RestoreTarget::Dir(dir) => script::read_dir(dir)?,
+            RestoreTarget::Scratch(scratch) => script::read_dir(&scratch.dir)?,
+        }))
+    }
+
+    async fn undo(&self, cx: &OpContext, switched: &StepToken) -> Result<StepToken, AdapterError> {
+        if !self.capabilities().undo {
+            return Err(AdapterError::unsupported("`fake` cannot undo a restore"));
+        }
+        self.begin(cx, Step::Undo, Call::Undo).await?;
+        let Token::Kept(key) = switched.get()? else { return Err(gone("kept aside")) };
+        let back = format!("{}-undo", cx.run_id);
+        let mut state = self.state();
+        match state.kept.remove(&key) {
+            Some(old) => {
+                let restored = std::mem::replace(&mut state.script.live, old);
+                state.kept.insert(back.clone(), restored);
+            }
+            None if !state.kept.contains_key(&back) => return Err(gone("kept aside")),
+            // Done by an earlier call.
+            None => {}
+        }
+        StepToken::new(&Token::Kept(back))
+    }
+
+    async fn leftovers(&self, _cx: &OpContext, token: &StepToken) -> Result<Vec<Leftover>, AdapterError> {
+        let state = self.state();
+        let (what, content) = match token.get()? {
+            Token::Staged(key) => (format!("staged {key}"), state.staged.get(&key)),
+            Token::Kept(key) => (format!("kept {key}"), state.kept.get(&key)),
+            Token::Elsewhere => return Ok(Vec::new()),
+        };
+        Ok(content.map(|c| Leftover { what, bytes: Some(script::size_of(c)) }).into_iter().collect())
+    }
+
+    async fn discard(&self, cx: &OpContext, token: &StepToken) -> Result<(), AdapterError> {
+        self.begin(cx, Step::Discard, Call::Discard).await?;
+        let mut state = self.state();
+        match token.get()? {
+            Token::Staged(key) => state.staged.remove(&key),
+            Token::Kept(key) => state.kept.remove(&key),
+            Token::Elsewhere => None,
+        };
+        Ok(())
+    }
+
+    async fn reclaim(&self, cx: &OpContext, dead: &[RunId]) -> Result<Vec<String>, AdapterError> {
+        self.begin(cx, Step::Reclaim, Call::Reclaim(dead.to_vec())).await?;
+        let mut state = self.state();
+        let left: Vec<_> = dead.iter().filter(|run| state.staged.remove(run.as_str()).is_some()).collect();
+        Ok(left.into_iter().map(|run| format!("staged data of run {run}")).collect())
+    }
+}
+
+fn gone(what: &str) -> AdapterError {
+    AdapterError::new(AdapterErrorKind::NotFound, format!("nothing is {what} any more"))
+}
+
+/// The configuration of a [`FakeAdapter`]: `kind = "fake"`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FakeConfig {
+    /// Chunks of text by artifact.
+    #[serde(default)]
+    pub artifacts: BTreeMap<String, Vec<String>>,
+    /// Steps that fail, e.g. `open`.
+    #[serde(default)]
+    pub failing: Vec<Step>,
+    /// Steps that hang until the operation is over.
+    #[serde(default)]
+    pub hanging: Vec<Step>,
+    /// Every body fails in place of this chunk.
+    #[serde(default)]
+    pub fail_at: Option<usize>,
+    /// Commit only when the content changed.
+    #[serde(default)]
+    pub only_if_changed: bool,
+}
+
+impl AdapterConfig for FakeConfig {
+    const KIND: &'static str = "fake";
+    const SUMMARY: &'static str = "a service in memory, for tests";
+    const PROVEN: &'static str = "by the conformance suite";
+
+    fn build(self, _: &BuildContext) -> Result<Arc<dyn ServiceAdapter>, ConfigError> {
+        let adapter = FakeAdapter::new();
+        adapter.script(|s| {
+            for (name, chunks) in self.artifacts {
+                let name = ArtifactName::new(name)?;
+                if let Some(chunk) = self.fail_at {
+                    s.fail_at.insert(name.clone(), chunk);
+                }
+                s.live.insert(name, chunks.into_iter().map(Bytes::from).collect());
+            }
+            s.failing.extend(self.failing);
+            s.hanging.extend(self.hanging);
+            (s.fingerprint, s.only_if_changed) = (self.only_if_changed, self.only_if_changed);
+            Ok::<(), ConfigError>(())
+        })?;
+        Ok(Arc::new(adapter))
+    }
+}

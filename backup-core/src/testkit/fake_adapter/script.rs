@@ -1,0 +1,215 @@
+//! What a fake does, and what it was asked to do.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use bytes::Bytes;
+use serde::Deserialize;
+
+use crate::adapter::{Capabilities, ContentCheck};
+use crate::error::{AdapterError, AdapterErrorKind};
+use crate::id::{ArtifactName, RunId};
+use crate::metadata::{ArtifactMeta, Evidence};
+use crate::source::ReadOutcome;
+
+/// A fake service's content: chunks by artifact.
+pub type Content = BTreeMap<ArtifactName, Vec<Bytes>>;
+
+/// A method or hook that can fail or hang.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[expect(missing_docs, reason = "each is the method or hook of the same name")]
+pub enum Step {
+    Check,
+    Open,
+    Release,
+    Settle,
+    Plan,
+    Stage,
+    Switch,
+    Probe,
+    Undo,
+    Discard,
+    Reclaim,
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&format!("{self:?}").to_lowercase())
+    }
+}
+
+/// Something that was asked of the adapter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Call {
+    /// `check`.
+    Check,
+    /// `open`.
+    Open,
+    /// A body was read to its end.
+    ReadEnd(ArtifactName),
+    /// The capture's `release`.
+    Release(ReadOutcome),
+    /// The capture's `settle`.
+    Settle {
+        /// Whether the backup was committed.
+        committed: bool,
+    },
+    /// `plan_restore`.
+    Plan,
+    /// `stage`.
+    Stage,
+    /// `switch`.
+    Switch,
+    /// `probe`.
+    Probe,
+    /// `undo`.
+    Undo,
+    /// `discard`.
+    Discard,
+    /// `reclaim`.
+    Reclaim(Vec<RunId>),
+}
+
+/// What a [`FakeAdapter`](super::FakeAdapter) holds and does.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Script {
+    /// The live content.
+    pub live: Content,
+    /// Steps that fail.
+    pub failing: BTreeSet<Step>,
+    /// Steps that hang until the operation is cancelled or its deadline passes.
+    pub hanging: BTreeSet<Step>,
+    /// Bodies that fail in place of a chunk, counted from 0.
+    pub fail_at: BTreeMap<ArtifactName, usize>,
+    /// Bodies that hang in place of a chunk, counted from 0.
+    pub hang_at: BTreeMap<ArtifactName, usize>,
+    /// Reported instead of the true counts.
+    pub evidence: Option<Evidence>,
+    /// Whether captures have a fingerprint.
+    pub fingerprint: bool,
+    /// Whether captures ask for a commit only if something changed.
+    pub only_if_changed: bool,
+    /// What the adapter declares, and does.
+    pub capabilities: Capabilities,
+}
+
+impl Default for Script {
+    fn default() -> Self {
+        Self {
+            live: Content::new(),
+            failing: BTreeSet::new(),
+            hanging: BTreeSet::new(),
+            fail_at: BTreeMap::new(),
+            hang_at: BTreeMap::new(),
+            evidence: None,
+            fingerprint: false,
+            only_if_changed: false,
+            capabilities: Capabilities::full(),
+        }
+    }
+}
+
+impl Script {
+    /// Sets the chunks of one artifact.
+    ///
+    /// # Panics
+    /// When `name` is no valid artifact name.
+    pub fn set_artifact<C: Into<Bytes>>(&mut self, artifact: &str, chunks: impl IntoIterator<Item = C>) {
+        self.live.insert(name(artifact), chunks.into_iter().map(Into::into).collect());
+    }
+}
+
+pub(super) fn name(name: &str) -> ArtifactName {
+    ArtifactName::new(name).expect("a valid artifact name")
+}
+
+/// A content as text, one line for each artifact, whatever its chunks are.
+#[must_use]
+pub fn text_of(content: &Content) -> String {
+    let line = |(name, chunks): (&ArtifactName, &Vec<Bytes>)| {
+        format!("{name}: {}\n", chunks.concat().escape_ascii())
+    };
+    content.iter().map(line).collect()
+}
+
+/// As [`text_of`], of a directory that a fake was restored into.
+///
+/// # Panics
+/// When the directory cannot be read.
+#[must_use]
+pub fn text_of_dir(dir: &Path) -> String {
+    text_of(&read_dir(dir).expect("the directory can be read"))
+}
+
+pub(super) fn size_of(content: &Content) -> u64 {
+    content.values().flatten().map(|chunk| u64::try_from(chunk.len()).unwrap_or(u64::MAX)).sum()
+}
+
+pub(super) fn evidence_of(content: &Content) -> Evidence {
+    let artifacts = u64::try_from(content.len()).unwrap_or(u64::MAX);
+    Evidence::default().with_count("artifacts", artifacts).with_count("bytes", size_of(content))
+}
+
+pub(super) fn read_dir(dir: &Path) -> Result<Content, AdapterError> {
+    let read = || {
+        let mut content = Content::new();
+        for entry in fs::read_dir(dir)? {
+            let entry = entry?;
+            let name = ArtifactName::new(entry.file_name().to_string_lossy()).map_err(io::Error::other)?;
+            content.insert(name, vec![fs::read(entry.path())?.into()]);
+        }
+        Ok(content)
+    };
+    read().map_err(|e| AdapterError::io(format!("cannot read `{}`", dir.display()), e))
+}
+
+pub(super) fn write_dir(dir: &Path, content: &Content) -> Result<(), AdapterError> {
+    let write = || {
+        fs::create_dir_all(dir)?;
+        if fs::read_dir(dir)?.next().is_some() {
+            return Ok(false);
+        }
+        for (name, chunks) in content {
+            fs::write(dir.join(name.as_str()), chunks.concat())?;
+        }
+        Ok(true)
+    };
+    let failed = |e| AdapterError::io(format!("cannot write `{}`", dir.display()), e);
+    if write().map_err(failed)? {
+        return Ok(());
+    }
+    Err(AdapterError::new(AdapterErrorKind::Conflict, format!("directory `{}` is not empty", dir.display())))
+}
+
+/// Compares the length with what metadata.json says.
+pub(super) fn length_check(artifact: &ArtifactMeta) -> Box<dyn ContentCheck> {
+    Box::new(LengthCheck { name: artifact.name.clone(), left: artifact.plain_bytes })
+}
+
+struct LengthCheck {
+    name: ArtifactName,
+    left: u64,
+}
+
+impl ContentCheck for LengthCheck {
+    fn update(&mut self, bytes: &[u8]) -> Result<(), AdapterError> {
+        let bytes = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+        self.left = self.left.checked_sub(bytes).ok_or_else(|| {
+            AdapterError::corrupt(format!("artifact `{}` is longer than it was", self.name))
+        })?;
+        Ok(())
+    }
+
+    fn finish(self: Box<Self>) -> Result<Evidence, AdapterError> {
+        match self.left {
+            0 => Ok(Evidence::default()),
+            left => Err(AdapterError::corrupt(format!("artifact `{}` lacks {left} bytes", self.name))),
+        }
+    }
+}
