@@ -1,0 +1,106 @@
+//! The sweeper and a late writer: one of them wins, never both, and never neither.
+
+use super::*;
+
+#[tokio::test]
+async fn nobody_sweeps_a_living_writer_before_its_deadline() {
+    let w = World::new().await;
+    let _draft = w.draft().await;
+    w.clock.advance_secs(600);
+    assert!(!w.catalog.sweep(&w.entries().await[0]).await.unwrap());
+    assert_eq!(w.states().await, ["incomplete"]);
+}
+
+#[tokio::test]
+async fn a_writer_that_wakes_up_after_the_sweeper_loses() {
+    let w = World::new().await;
+    let mut draft = w.draft().await;
+    let metadata = w.metadata(draft.id(), draft.reservation());
+    w.clock.advance_secs(601);
+    assert!(w.catalog.sweep(&w.entries().await[0]).await.unwrap());
+    assert_eq!(w.states().await, ["aborted"]);
+    let error = draft.commit(&metadata).await.unwrap_err();
+    assert!(matches!(error, BackupError::Refused(_)), "{error}");
+    draft.discard().await.unwrap();
+    assert_eq!(w.states().await, ["aborted"]);
+    assert!(
+        w.store.head(&key("redis/hourly/20260309_043820/redis.rdb.zst")).await.is_err(),
+        "its data is gone"
+    );
+}
+
+#[tokio::test]
+async fn a_sweeper_that_comes_after_the_commit_loses() {
+    let w = World::new().await;
+    let mut draft = w.draft().await;
+    let stale = w.entries().await;
+    w.clock.advance_secs(601);
+    draft.commit(&w.metadata(draft.id(), draft.reservation())).await.unwrap();
+    assert!(!w.catalog.sweep(&stale[0]).await.unwrap());
+    assert_eq!(w.states().await, ["good"]);
+    assert!(w.store.head(&key("redis/hourly/20260309_043820/redis.rdb.zst")).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_writer_that_sleeps_for_weeks_finds_its_reservation_gone() {
+    let w = World::new().await;
+    let mut draft = w.draft().await;
+    let metadata = w.metadata(draft.id(), draft.reservation());
+    w.clock.advance_secs(601);
+    w.catalog.sweep(&w.entries().await[0]).await.unwrap();
+    w.clock.advance(TimeDelta::days(8));
+    w.catalog.sweep(&w.entries().await[0]).await.unwrap();
+    assert!(w.entries().await.is_empty());
+    assert!(draft.commit(&metadata).await.is_err());
+    assert!(w.entries().await.is_empty());
+}
+
+#[tokio::test]
+async fn what_a_dead_process_of_this_boot_left_is_swept_at_once() {
+    let w = World::new().await;
+    let mut child = std::process::Command::new("true").spawn().unwrap();
+    let pid = child.id();
+    child.wait().unwrap();
+    let process = backup_core::Process { pid, ..backup_core::Process::this() };
+    let reservation = Reservation { process: process.clone(), ..w.reservation() };
+    let _draft = w.catalog.reserve(&redis(), &hourly(), reservation.clone()).await.unwrap();
+    // The same process id on another boot or host says nothing.
+    let process = backup_core::Process { boot_id: "another".into(), ..process };
+    let elsewhere = Reservation { process, ..reservation };
+    let _other = w.catalog.reserve(&redis(), &hourly(), elsewhere).await.unwrap();
+    let mut swept = Vec::new();
+    for entry in w.entries().await {
+        swept.push((entry.id.timestamp.to_string(), w.catalog.sweep(&entry).await.unwrap()));
+    }
+    swept.sort();
+    assert_eq!(swept, [("20260309_043820".to_owned(), true), ("20260309_043821".to_owned(), false)]);
+}
+
+#[tokio::test]
+async fn a_directory_that_we_did_not_make_is_never_swept() {
+    let w = World::new().await;
+    w.put("redis/hourly/20250101_000000/dump.rdb.gz", b"old").await;
+    w.clock.advance(TimeDelta::days(1000));
+    assert!(!w.catalog.sweep(&w.entries().await[0]).await.unwrap());
+    assert_eq!(w.states().await, ["legacy"]);
+}
+
+#[tokio::test]
+async fn a_sweep_that_fails_at_any_call_is_finished_by_the_next_one() {
+    for n in 1.. {
+        let w = World::new().await;
+        let _draft = w.draft().await;
+        w.clock.advance_secs(601);
+        let stale = w.entries().await;
+        w.store.set_fault(Some(Fault::once(n)));
+        let _told = w.catalog.sweep(&stale[0]).await;
+        let injected = w.store.injected();
+        w.store.set_fault(None);
+        w.catalog.sweep(&w.entries().await[0]).await.unwrap();
+        assert_eq!(w.states().await, ["aborted"], "call {n}");
+        assert!(w.store.head(&key("redis/hourly/20260309_043820/redis.rdb.zst")).await.is_err(), "call {n}");
+        if injected == 0 {
+            break;
+        }
+    }
+}

@@ -1,0 +1,53 @@
+//! A store that fails its n-th call, for every n.
+
+use super::*;
+
+/// Afterwards every backup listed as good verifies, and the next run succeeds without help.
+async fn at_every_call(make: impl Fn(u64) -> Fault, label: &str) {
+    for n in 1.. {
+        let fake = adapter();
+        let w = World::new(fake.clone()).await;
+        assert_eq!(w.back_up().await.outcome(), Outcome::Ok);
+        w.store.set_fault(Some(make(n)));
+        w.clock.advance_secs(60);
+        let report = w.engine.back_up(&BackupRequest::new(Interval::new("hourly").unwrap())).await;
+        w.engine.shutdown().await;
+        let injected = w.store.injected();
+        w.store.set_fault(None);
+        let claimed = report.as_ref().is_ok_and(|r| r.outcome() == Outcome::Ok);
+        let good = w.entries().await.iter().filter(|e| e.is_good()).count();
+        assert!(good >= 1, "{label} {n}: the older backup is gone");
+        assert!(!claimed || good >= 2, "{label} {n}: a success that is not listed");
+        let verified = w.verify(VerifyLevel::Content).await;
+        assert!(verified.is_ok(), "{label} {n}: {:?}", outcome(&verified));
+        let next = w.back_up().await;
+        assert_eq!(outcome(&next), (Outcome::Ok, String::new()), "{label} {n}: the next run");
+        let captured = fake.log().iter().filter(|c| matches!(c, Asked::Release(_))).count();
+        let settled = fake.log().iter().filter(|c| matches!(c, Asked::Settle { .. })).count();
+        assert_eq!(captured, settled, "{label} {n}: every capture is released and settled");
+        if injected == 0 {
+            assert!(n > 20, "{label}: only {n} calls");
+            break;
+        }
+    }
+}
+
+#[tokio::test]
+async fn one_failing_call() {
+    at_every_call(Fault::once, "once").await;
+}
+
+#[tokio::test]
+async fn a_store_that_dies() {
+    at_every_call(Fault::from, "from").await;
+}
+
+#[tokio::test]
+async fn lost_acknowledgements() {
+    at_every_call(|n| Fault::once(n).done_anyway(), "lost").await;
+}
+
+#[tokio::test]
+async fn a_store_that_fills_up() {
+    at_every_call(|n| Fault::from(n).no_space(), "full").await;
+}

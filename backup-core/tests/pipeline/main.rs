@@ -1,0 +1,9 @@
+//! The pipeline, from outside: round trips, the `zstd` program, damage, faults, limits.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod damage;
+mod faults;
+mod foreign;
+mod limits;
+mod round_trip;
+mod support;
