@@ -1,1 +1,92 @@
-//! Built-in adapters and stores.
+//! The built-in service adapters and stores, each behind a feature.
+//!
+//! [`builtin_adapters`] and [`builtin_stores`] are the two registration lists: one line each. They are plain values; a
+//! program takes them, adds to them, or registers only what it wants:
+//!
+//! ```
+//! # #[cfg(feature = "files")]
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! use backup_core::AdapterRegistry;
+//! use backup_core::config::Config;
+//!
+//! let adapters = AdapterRegistry::new().with::<backup_adapters::files::FilesConfig>();
+//! let text = "store.url = '/mnt/backups'\n[services.data]\nkind = 'files'\npaths = ['/srv/data']";
+//! let plan = Config::parse(text, "backup.toml")?.resolve(&adapters, "/etc/backup".as_ref())?;
+//! assert_eq!(plan.service("data")?.adapter.kind(), "files");
+//! # Ok(())
+//! # }
+//! # #[cfg(not(feature = "files"))]
+//! # fn main() {}
+//! ```
+//!
+//! | Feature (all on by default) | What it adds |
+//! |---|---|
+//! | `files` | directories and globs as one tar archive |
+//! | `env` | dotenv files, kept when they changed |
+//! | `sqlite` | a SQLite database through its own backup API; bundles SQLite |
+//! | `object` | stores at `s3://`, and over a client of one's own |
+
+use std::sync::Arc;
+
+use backup_core::{AdapterRegistry, ConfigError, LocalStore, Store, StoreRegistry};
+
+#[cfg(feature = "env")]
+pub mod env;
+#[cfg(feature = "files")]
+pub mod files;
+#[cfg(feature = "_tar")]
+mod in_use;
+#[cfg(feature = "sqlite")]
+pub mod sqlite;
+#[cfg(feature = "object")]
+pub mod stores;
+#[cfg(feature = "_tar")]
+#[cfg_attr(
+    not(feature = "files"),
+    expect(dead_code, unreachable_pub, reason = "`env` alone uses a part of it")
+)]
+mod tree;
+
+/// Every adapter that this build has, in the order in which they discover: what an earlier one protects, a later one
+/// leaves out.
+#[must_use]
+pub fn builtin_adapters() -> AdapterRegistry {
+    let r = AdapterRegistry::new();
+    #[cfg(feature = "sqlite")]
+    let r = r.with::<sqlite::SqliteConfig>();
+    #[cfg(not(feature = "sqlite"))]
+    let r = r.with_disabled("sqlite", "sqlite");
+    #[cfg(feature = "env")]
+    let r = r.with::<env::EnvConfig>();
+    #[cfg(not(feature = "env"))]
+    let r = r.with_disabled("env", "env");
+    #[cfg(feature = "files")]
+    let r = r.with::<files::FilesConfig>();
+    #[cfg(not(feature = "files"))]
+    let r = r.with_disabled("files", "files");
+    r
+}
+
+/// Every store that this build has, by URL scheme.
+#[must_use]
+pub fn builtin_stores() -> StoreRegistry {
+    let r = StoreRegistry::new().with_scheme("file", |url, options| async move {
+        if let Some(key) = options.keys().next() {
+            return Err(
+                ConfigError::new(format!("unknown option `{key}`")).hint("a directory has no options")
+            );
+        }
+        let path = url.to_file_path().map_err(|()| {
+            ConfigError::new(format!("`{url}` is not a path of this host"))
+                .hint("write `file:///absolute/path`")
+        })?;
+        Ok(Arc::new(LocalStore::new(path)) as Arc<dyn Store>)
+    });
+    #[cfg(feature = "object")]
+    let r = r.with_scheme("s3", |url, options| async move {
+        stores::ObjectStore::from_url(url.as_str(), &options).map(|s| Arc::new(s) as Arc<dyn Store>)
+    });
+    #[cfg(not(feature = "object"))]
+    let r = r.with_disabled("s3", "object");
+    r
+}

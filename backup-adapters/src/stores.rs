@@ -1,0 +1,5 @@
+//! The built-in stores that need more than a local disk.
+
+mod object;
+
+pub use object::ObjectStore;

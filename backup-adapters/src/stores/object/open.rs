@@ -1,0 +1,156 @@
+//! From a URL, or from parts, to a store.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use backup_core::{ConfigError, StoreCapabilities};
+use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
+use object_store::memory::InMemory;
+use object_store::path::Path;
+use object_store::{ObjectStore as Backend, RetryConfig};
+use url::Url;
+
+use super::ObjectStore;
+
+impl ObjectStore {
+    /// Opens the store that `url` names: `s3://bucket/prefix`, or `memory://`, which is empty and new at each call.
+    ///
+    /// For S3, `options` are those of `object_store`'s client: `region`, `endpoint`, `access_key_id`,
+    /// `secret_access_key`, `session_token`, `allow_http`, `virtual_hosted_style_request`, `checksum_algorithm`, `timeout`
+    /// and others. Without keys the instance's role is asked. Nothing is taken from the environment, and no connection is
+    /// made.
+    ///
+    /// # Errors
+    /// [`ConfigError`] that says what is wrong with the URL, or names the option.
+    pub fn from_url(url: &str, options: &BTreeMap<String, String>) -> Result<Self, ConfigError> {
+        let bad = |what: &str| {
+            ConfigError::new(format!("`{url}` {what}")).hint("write `s3://bucket/prefix`, or `memory://`")
+        };
+        let parsed = Url::parse(url).map_err(|e| bad(&format!("is not a URL: {e}")))?;
+        let extras = !parsed.username().is_empty()
+            || parsed.password().is_some()
+            || parsed.port().is_some()
+            || parsed.query().is_some()
+            || parsed.fragment().is_some();
+        if extras {
+            // Not repeated: it may be a secret.
+            return Err(ConfigError::new("a store's URL has no user, password, port, query or fragment")
+                .hint("put the endpoint and the keys into the store's options"));
+        }
+        let prefix = Path::from_url_path(parsed.path()).map_err(|e| bad(&format!("is not usable: {e}")))?;
+        match (parsed.scheme(), parsed.host_str().filter(|h| !h.is_empty())) {
+            ("memory", None) => match options.keys().next() {
+                Some(key) => Err(unknown(key)),
+                None => {
+                    let memory = Arc::new(InMemory::new());
+                    Ok(Self::from_parts(memory, None, prefix.as_ref(), "memory://".to_owned())?
+                        .with_capabilities(StoreCapabilities::full().with_durable(false)))
+                }
+            },
+            ("memory", Some(_)) => Err(bad("names a host: write `memory:///prefix`")),
+            ("s3", Some(bucket)) => {
+                let client = |retry: RetryConfig| {
+                    options
+                        .iter()
+                        .try_fold(AmazonS3Builder::new(), |builder, (key, value)| {
+                            let name = key.to_ascii_lowercase().parse::<AmazonS3ConfigKey>();
+                            name.map(|name| builder.with_config(name, value)).map_err(|_| unknown(key))
+                        })?
+                        .with_bucket_name(bucket)
+                        .with_retry(retry)
+                        .build()
+                        .map_err(|e| bad(&format!("cannot be used: {e}")))
+                };
+                let once = RetryConfig { max_retries: 0, ..RetryConfig::default() };
+                let (inner, once) = (client(RetryConfig::default())?, client(once)?);
+                let shown = url.trim_end_matches('/').to_owned();
+                Self::from_parts(Arc::new(inner), Some(Arc::new(once)), prefix.as_ref(), shown)
+            }
+            ("s3", None) => Err(bad("names no bucket")),
+            (scheme, _) => Err(bad(&format!("cannot be opened: no store speaks `{scheme}`"))),
+        }
+    }
+
+    /// A store over a client of your own, below `prefix` (may be empty); `url` is what is shown.
+    ///
+    /// `once` is the same storage through a client that never retries; without it, `inner` must not retry conditional
+    /// puts, or a lost acknowledgement looks like a lost race. This signature follows the versions of `object_store`.
+    ///
+    /// # Errors
+    /// [`ConfigError`] for a prefix that is no path.
+    pub fn from_parts(
+        inner: Arc<dyn Backend>,
+        once: Option<Arc<dyn Backend>>,
+        prefix: &str,
+        url: String,
+    ) -> Result<Self, ConfigError> {
+        let prefix = Path::parse(prefix)
+            .map_err(|e| ConfigError::new(format!("`{prefix}` is not a usable prefix: {e}")))?;
+        let once = once.unwrap_or_else(|| Arc::clone(&inner));
+        Ok(Self { inner, once, prefix, url, capabilities: StoreCapabilities::full() })
+    }
+
+    /// Says what the storage guarantees; [`StoreCapabilities::full`] unless set.
+    #[must_use]
+    pub fn with_capabilities(mut self, capabilities: StoreCapabilities) -> Self {
+        self.capabilities = capabilities;
+        self
+    }
+}
+
+fn unknown(key: &str) -> ConfigError {
+    ConfigError::new(format!("unknown option `{key}` of the store")).hint(
+        "there are `region`, `endpoint`, `access_key_id`, `secret_access_key`, `allow_http` and others of S3",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use backup_core::{Store as _, StoreKey};
+
+    use super::*;
+
+    fn options(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+        pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
+    }
+
+    #[tokio::test]
+    async fn an_s3_url_builds_without_a_network_and_keys_go_below_its_prefix() {
+        let keys = options(&[
+            ("region", "eu-west-1"),
+            ("access_key_id", "AKIAEXAMPLE"),
+            ("secret_access_key", "hunter2"),
+            ("timeout", "20s"),
+        ]);
+        let store = ObjectStore::from_url("s3://bucket/some/pre%20fix/", &keys).unwrap();
+        assert_eq!(store.to_string(), "s3://bucket/some/pre%20fix");
+        assert!(store.capabilities().exclusive_create && store.capabilities().durable);
+        // Kept as they are, also what a URL would encode.
+        let key = StoreKey::new("redis/hourly/100 % #1.zst").unwrap();
+        let path = store.path("read", &key).unwrap();
+        assert_eq!(path.as_ref(), "some/pre fix/redis/hourly/100 % #1.zst");
+        assert_eq!(store.key(&path, None), Some(key));
+        assert!(!format!("{store:?}").contains("hunter2"));
+
+        let top = ObjectStore::from_url("s3://bucket", &keys).unwrap();
+        let key = StoreKey::new("store.json").unwrap();
+        assert_eq!(top.path("read", &key).unwrap().as_ref(), "store.json");
+    }
+
+    #[test]
+    fn what_cannot_be_opened_is_refused_by_name() {
+        for (url, keys, says) in [
+            ("s3://bucket/p", options(&[("regoin", "x")]), "`regoin`"),
+            ("memory://", options(&[("region", "x")]), "`region`"),
+            ("s3:///p", options(&[]), "names no bucket"),
+            ("memory://p", options(&[]), "names a host"),
+            ("gopher://x/y", options(&[]), "`gopher`"),
+            ("nonsense", options(&[]), "is not a URL"),
+            ("s3://user:hunter2@bucket/p", options(&[]), "no user"),
+            ("s3://bucket/p", options(&[("conditional_put", "maybe")]), "cannot be used"),
+        ] {
+            let e = ObjectStore::from_url(url, &keys).unwrap_err().to_string();
+            assert!(e.contains(says) && !e.contains("hunter2"), "{url}: {e}");
+        }
+    }
+}
