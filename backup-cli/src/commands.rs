@@ -1,0 +1,44 @@
+//! The verbs: one file each, with its arguments (their comments are the help) and what it does.
+
+use crate::args::Verb;
+use crate::context::{Context, Done};
+use crate::error::CliError;
+
+pub(crate) mod adapters;
+pub(crate) mod cleanup;
+pub(crate) mod completions;
+pub(crate) mod init;
+pub(crate) mod list;
+pub(crate) mod logs;
+pub(crate) mod marks;
+pub(crate) mod prune;
+pub(crate) mod restore;
+pub(crate) mod run;
+pub(crate) mod show;
+pub(crate) mod status;
+pub(crate) mod undo;
+pub(crate) mod verify;
+
+impl Verb {
+    /// Does it.
+    pub(crate) async fn run(&self, cx: &Context) -> Result<Done, CliError> {
+        match self {
+            Self::Init(args) => args.run(cx).await,
+            Self::Run(args) => args.run(cx).await,
+            Self::List(args) => args.run(cx).await,
+            Self::Show(args) => args.run(cx).await,
+            Self::Status(args) => args.run(cx).await,
+            Self::Verify(args) => args.run(cx).await,
+            Self::Restore(args) => args.run(cx).await,
+            Self::Undo(args) => args.run(cx).await,
+            Self::Prune(args) => args.run(cx).await,
+            Self::Cleanup(args) => args.run(cx).await,
+            Self::Hold(args) => args.run(cx).await,
+            Self::Unhold(args) => args.run(cx).await,
+            Self::Accept(args) => args.run(cx).await,
+            Self::Logs(args) => args.run(cx).await,
+            Self::Adapters(args) => args.run(cx),
+            Self::Completions(args) => args.run(cx),
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! `backup restore`.
+
+use std::path::PathBuf;
+
+use backup_core::engine::{RestorePreview, RestoreRequest, Selector};
+use backup_core::{Interval, ServiceName};
+use serde_json::json;
+
+use super::list;
+use crate::context::{Context, Done};
+use crate::error::CliError;
+use crate::exit_code;
+use crate::format;
+use crate::moment::{AT_HELP, At};
+use crate::render::report;
+use crate::ui::{BOLD, YELLOW, paint};
+
+/// Restore a service, over what is there or elsewhere
+///
+/// Takes the newest good backup unless told otherwise, and shows what it will do. Everything is read and proven before
+/// anything changes; what was there is kept aside (`backup undo` puts it back, `backup cleanup` removes it).
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  backup restore redis --dry-run                  what it would do; changes nothing
+  backup restore redis                            over the live service, after a question
+  backup restore files --to ./out                 into a new directory
+  backup restore redis --at \"2026-03-09 04:00\"    as it was then
+
+Exit codes: 0 restored · 1 failed, the old data is live · 2 it needs --yes, or wrong usage")]
+pub(crate) struct Args {
+    /// The service
+    service: ServiceName,
+
+    #[arg(long, value_name = "WHEN", help = AT_HELP)]
+    at: Option<At>,
+
+    /// Only from this interval
+    #[arg(short, long)]
+    interval: Option<Interval>,
+
+    /// Restore into this directory instead; created if missing, must be empty
+    #[arg(long, value_name = "DIR")]
+    to: Option<PathBuf>,
+
+    /// Go on in spite of doubts: a target in use, a backup that is suspect or damaged
+    #[arg(long)]
+    force: bool,
+
+    /// Show the plan and stop
+    #[arg(short = 'n', long)]
+    dry_run: bool,
+}
+
+impl Args {
+    pub(crate) async fn run(&self, cx: &Context) -> Result<Done, CliError> {
+        let session = cx.session().await?;
+        session.check_services([&self.service])?;
+        let mut request = RestoreRequest::new(self.service.clone());
+        request.selector = self.selector()?;
+        request.interval.clone_from(&self.interval);
+        // Collecting the components drops `./`.
+        request.to = self.to.as_ref().map(|dir| cx.dir.join(dir).components().collect());
+        request.force = self.force;
+        let mut preview = session.engine.plan_restore(&request).await?;
+        show(cx, &preview);
+        if self.dry_run {
+            cx.ui.note("nothing was changed (--dry-run)");
+            return Ok(Done::ok().with("dry_run", true));
+        }
+        // Elsewhere nothing can be lost.
+        if self.to.is_none() && !cx.confirm(&format!("Restore `{}` now?", self.service)).await? {
+            return Ok(Done::ok().with("confirmed", false));
+        }
+        preview.request.cancel = cx.interrupt.graceful();
+        let report = session.engine.restore(&preview).await?;
+        let done = report::conclude(cx, &report, "restored");
+        if done.code == exit_code::OK && self.to.is_none() && !preview.plan.replaces.is_empty() {
+            cx.ui.note(&format!(
+                "to go back: backup undo {0}; when all is well: backup cleanup {0}",
+                self.service
+            ));
+        }
+        Ok(done)
+    }
+
+    fn selector(&self) -> Result<Selector, CliError> {
+        match &self.at {
+            None => Ok(Selector::Newest),
+            Some(At::Moment(at)) => Ok(Selector::At(*at)),
+            Some(At::Exactly(id)) if id.service == self.service => Ok(Selector::Exactly(id.clone())),
+            Some(At::Exactly(id)) => Err(CliError::usage(format!(
+                "{id} is a backup of `{}`, not of `{}`",
+                id.service, self.service
+            ))),
+        }
+    }
+}
+
+/// Prints what a restore would do, and what would be lost.
+fn show(cx: &Context, preview: &RestorePreview) {
+    let RestorePreview { entry, metadata, passed_over, plan, .. } = preview;
+    let now = cx.clock.now();
+    let as_of = metadata.consistent_from;
+    if cx.ui.is_json() {
+        let mut line = list::line(entry, now);
+        if let Some(line) = line.as_object_mut() {
+            line.insert("event".to_owned(), json!("plan"));
+            line.insert("verb".to_owned(), json!("restore"));
+            line.insert("plan".to_owned(), json!(plan));
+            line.insert("passed_over".to_owned(), json!(passed_over));
+            line.insert("as_of".to_owned(), json!(as_of));
+        }
+        cx.ui.json(&line);
+        return;
+    }
+    let mut out = vec![
+        paint(BOLD, &format!("restore {}", entry.id)),
+        format!(
+            "  as of {} ({} ago), {}, {}",
+            format::time(as_of),
+            format::age(format::since(as_of, now)),
+            paint(list::style(&entry.state), entry.state.word()),
+            format::size(metadata.plain_bytes()),
+        ),
+    ];
+    out.extend(passed_over.iter().map(|line| format!("  {} {line}", paint(YELLOW, "not taken:"))));
+    out.extend(plan.steps.iter().enumerate().map(|(n, step)| format!("  {}. {step}", n + 1)));
+    for replaced in &plan.replaces {
+        out.push(format!("  replaces {}, which is kept as {}", replaced.what, replaced.kept_as));
+        if let Some(changed) = replaced.changed_at.filter(|changed| *changed > as_of) {
+            out.push(paint(
+                YELLOW,
+                &format!(
+                    "  discards writes since {}, {}: {} was changed at {}",
+                    format::clock_time(as_of, now),
+                    format::age(format::since(as_of, changed)),
+                    replaced.what,
+                    format::clock_time(changed, now),
+                ),
+            ));
+        }
+    }
+    for need in &plan.space {
+        out.push(format!("  needs {} at {}", format::size(need.bytes), need.path.display()));
+    }
+    cx.ui.product(&out.join("\n"));
+}

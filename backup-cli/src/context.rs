@@ -1,0 +1,250 @@
+//! What a verb works with: the user's wishes, and (asked for) the engine over the configuration that was found.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+
+use backup_core::catalog::Catalog;
+use backup_core::config::{Config, StoreConfig};
+use backup_core::engine::Engine;
+use backup_core::plan::BackupPlan;
+use backup_core::state::StateDir;
+use backup_core::{Clock, EventSink, Interval, LocalStore, ServiceName, Store};
+use serde_json::{Map, Value};
+
+use crate::args::Global;
+use crate::error::CliError;
+use crate::render::{human::HumanEvents, json::JsonEvents};
+use crate::signals::Interrupt;
+use crate::ui::Ui;
+use crate::{Cli, environment, exit_code, secrets::Secrets, zero};
+
+/// Where a configuration is looked for, after `--config` and `$BACKUP_CONFIG`.
+const PLACES: [&str; 2] = ["backup.toml", "/etc/backup/backup.toml"];
+
+/// How a verb ended, if nothing went wrong on the way.
+#[derive(Debug)]
+#[must_use]
+pub(crate) struct Done {
+    pub(crate) code: u8,
+    /// What the last JSON line says beside the exit code.
+    pub(crate) summary: Map<String, Value>,
+}
+
+impl Done {
+    pub(crate) fn ok() -> Self {
+        Self::code(exit_code::OK)
+    }
+
+    pub(crate) fn code(code: u8) -> Self {
+        Self { code, summary: Map::new() }
+    }
+
+    /// Adds a field to the summary.
+    pub(crate) fn with(mut self, name: &str, value: impl serde::Serialize) -> Self {
+        self.summary.insert(name.to_owned(), serde_json::to_value(value).unwrap_or(Value::Null));
+        self
+    }
+}
+
+/// What every verb gets.
+#[derive(Debug)]
+pub(crate) struct Context {
+    pub(crate) cli: Cli,
+    pub(crate) global: Global,
+    pub(crate) ui: Arc<Ui>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) interrupt: Interrupt,
+    /// The directory that the program was started in.
+    pub(crate) dir: PathBuf,
+    engine: OnceLock<Engine>,
+}
+
+/// An opened configuration.
+#[derive(Debug)]
+pub(crate) struct Session {
+    pub(crate) engine: Engine,
+    /// The intervals that the configuration names (`manual` always exists besides).
+    pub(crate) intervals: Vec<Interval>,
+    /// Whether there is a configuration file.
+    pub(crate) configured: bool,
+}
+
+/// What to do about a store that is not there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Opening {
+    /// Refuse: an unmounted disk is not a store.
+    Existing,
+    /// Make it.
+    Init,
+}
+
+impl Context {
+    pub(crate) fn new(cli: Cli, mut global: Global, ui: Arc<Ui>) -> Result<Self, CliError> {
+        global.config = global.config.or_else(|| environment::path("BACKUP_CONFIG"));
+        let (clock, dir) = (environment::clock()?, environment::current_dir()?);
+        Ok(Self { cli, global, ui, clock, interrupt: Interrupt::default(), dir, engine: OnceLock::new() })
+    }
+
+    /// Does what a verb says, and waits for what it left to be tidied up.
+    pub(crate) async fn perform(&self, verb: crate::args::Verb) -> Result<Done, CliError> {
+        let ended = verb.run(self).await;
+        if let Some(engine) = self.engine.get() {
+            engine.shutdown().await;
+        }
+        if !self.interrupt.happened() {
+            return ended;
+        }
+        // What was finished in spite of the signal is told; the code still says that there was one.
+        ended.map(|done| Done { code: exit_code::INTERRUPTED, ..done })
+    }
+
+    /// The configuration file that counts, if there is one.
+    ///
+    /// # Errors
+    /// Usage, if the one that was named is not there.
+    pub(crate) fn config_file(&self) -> Result<Option<PathBuf>, CliError> {
+        if let Some(named) = &self.global.config {
+            let path = self.dir.join(named);
+            if path.is_file() {
+                return Ok(Some(path));
+            }
+            return Err(CliError::usage(format!("there is no configuration `{}`", named.display()))
+                .hint(format!("`backup init --config {}` writes one", named.display())));
+        }
+        Ok(PLACES.iter().map(|place| self.dir.join(place)).find(|path| path.is_file()))
+    }
+
+    /// Opens the configuration, its store and the engine. Without a configuration file: what an earlier `backup run`
+    /// without one has left in `./backups`.
+    pub(crate) async fn session(&self) -> Result<Session, CliError> {
+        match self.config_file()? {
+            Some(file) => self.open_file(&file, Opening::Existing).await,
+            None => {
+                let config = zero::remembered(self)?;
+                self.open(config, &self.dir, Opening::Existing, false).await
+            }
+        }
+    }
+
+    /// Opens a configuration file.
+    pub(crate) async fn open_file(&self, file: &Path, opening: Opening) -> Result<Session, CliError> {
+        let shown = file.strip_prefix(&self.dir).unwrap_or(file).display().to_string();
+        let text = std::fs::read_to_string(file)
+            .map_err(|e| CliError::usage(format!("cannot read the configuration `{shown}`")).because(&e))?;
+        let config = Config::parse(&text, &shown)?;
+        // Where the file really is: relative paths in it must not depend on how it was named.
+        let file = file.canonicalize().unwrap_or_else(|_| file.to_owned());
+        let base = file.parent().unwrap_or(&self.dir).to_owned();
+        self.open(config, &base, opening, true).await
+    }
+
+    /// Opens a configuration.
+    pub(crate) async fn open(
+        &self,
+        config: Config,
+        base: &Path,
+        opening: Opening,
+        configured: bool,
+    ) -> Result<Session, CliError> {
+        let intervals = config.intervals.keys().cloned().collect();
+        let plan = config.resolve(&self.cli.adapters, base)?;
+        let state_dir = match &plan.state_dir {
+            Some(dir) => dir.clone(),
+            None => environment::default_state_dir()?,
+        };
+        let store = self.open_store(&plan.store, opening).await?;
+        let catalog = match opening {
+            Opening::Existing => Catalog::open(store, Arc::clone(&self.clock)).await?,
+            Opening::Init => {
+                let (catalog, new) = Catalog::init(store, Arc::clone(&self.clock)).await?;
+                let what = if new { "made a new store" } else { "found the store" };
+                self.ui.note(&format!("{what} at {}", catalog.store()));
+                catalog
+            }
+        };
+        let state = StateDir::open(state_dir)?;
+        let catalog = match state.cache(catalog.store_id()) {
+            Ok(cache) => catalog.with_cache(cache),
+            Err(e) => {
+                tracing::debug!(error = %e, "There is no cache.");
+                catalog
+            }
+        };
+        let engine = Engine::builder(plan, catalog, state)
+            .clock(Arc::clone(&self.clock))
+            .events(self.events())
+            .secrets(Arc::new(Secrets))
+            .tool(format!("{} {}", self.cli.name, self.cli.version))
+            .lock_patience(self.global.wait)
+            .build();
+        let engine = self.engine.get_or_init(|| engine).clone();
+        Ok(Session { engine, intervals, configured })
+    }
+
+    async fn open_store(&self, store: &StoreConfig, opening: Opening) -> Result<Arc<dyn Store>, CliError> {
+        if opening == Opening::Init
+            && let Some(root) = store.local_path()
+        {
+            let made = LocalStore::new(&root).create_root().await;
+            made.map_err(|e| {
+                CliError::failed(format!("cannot make the store `{}`", root.display())).because(&e)
+            })?;
+            keep_out_of_git(&root)?;
+        }
+        Ok(self.cli.stores.open(store).await?)
+    }
+
+    fn events(&self) -> Arc<dyn EventSink> {
+        if self.ui.is_json() {
+            Arc::new(JsonEvents::new(Arc::clone(&self.ui)))
+        } else {
+            Arc::new(HumanEvents::new(Arc::clone(&self.ui)))
+        }
+    }
+
+    /// Asks, unless `--yes` answered already.
+    pub(crate) async fn confirm(&self, question: &str) -> Result<bool, CliError> {
+        if self.global.yes {
+            return Ok(true);
+        }
+        let (ui, question) = (Arc::clone(&self.ui), question.to_owned());
+        let answer = tokio::task::spawn_blocking(move || ui.confirm(&question)).await;
+        let answer =
+            answer.map_err(|e| CliError::failed("the question could not be asked").because(&e))??;
+        if !answer {
+            self.ui.note("nothing was changed");
+        }
+        Ok(answer)
+    }
+}
+
+impl Session {
+    /// The plan.
+    pub(crate) fn plan(&self) -> &BackupPlan {
+        self.engine.plan()
+    }
+
+    /// Makes sure that services are configured.
+    ///
+    /// # Errors
+    /// Usage; names what was probably meant.
+    pub(crate) fn check_services<'a>(
+        &self,
+        names: impl IntoIterator<Item = &'a ServiceName>,
+    ) -> Result<(), CliError> {
+        for name in names {
+            self.plan().service(name.as_str())?;
+        }
+        Ok(())
+    }
+}
+
+/// Backups do not belong into a Git repository: a store within a work tree ignores itself.
+fn keep_out_of_git(root: &Path) -> Result<(), CliError> {
+    let ignore = root.join(".gitignore");
+    if !root.ancestors().any(|dir| dir.join(".git").exists()) || ignore.exists() {
+        return Ok(());
+    }
+    std::fs::write(&ignore, "*\n")
+        .map_err(|e| CliError::failed(format!("cannot write `{}`", ignore.display())).because(&e))
+}

@@ -1,0 +1,45 @@
+//! What a verb says when it is done.
+
+use backup_core::engine::RunReport;
+use backup_core::{Outcome, ServiceName};
+
+use super::human::about;
+use crate::context::{Context, Done};
+use crate::{exit_code, format};
+
+/// Tells the notes of a report and what it came to. `done` completes "3 services …".
+pub(crate) fn conclude(cx: &Context, report: &RunReport, done: &str) -> Done {
+    for step in &report.steps {
+        for note in &step.notes {
+            cx.ui.note_once(&about(Some(&step.service), note));
+        }
+    }
+    let code = exit_code::of_report(report);
+    let took = format::duration(format::since(report.started_at, report.finished_at));
+    let (safe, bad): (Vec<_>, Vec<_>) = report.steps.iter().partition(|s| s.is_ok());
+    let mut names: Vec<&ServiceName> = bad.iter().map(|s| &s.service).collect();
+    names.dedup();
+    let names = names.into_iter().map(ServiceName::as_str).collect::<Vec<_>>().join(", ");
+    let all = report.steps.len();
+    match (safe.len(), bad.len()) {
+        (0, 0) => cx.ui.note("nothing was selected"),
+        (n, 0) => cx.ui.note(&format!("{} {done} in {took}", format::count(n, "service"))),
+        (0, _) => cx.ui.note(&format!("not {done}: {names}")),
+        (n, _) => cx.ui.note(&format!("{n} of {all} {done} in {took}; not: {names}")),
+    }
+    if report.steps.iter().any(|s| s.outcome == Outcome::Suspect) {
+        cx.ui.note("a suspect backup holds much less than the ones before it: look with `backup show SERVICE`, then `backup accept ID` if that is right");
+    }
+    summary(report, code)
+}
+
+/// The summary line of a report.
+pub(crate) fn summary(report: &RunReport, code: u8) -> Done {
+    Done::code(code)
+        .with("verb", &report.verb)
+        .with("run_id", &report.run_id)
+        .with("outcome", report.outcome())
+        .with("started_at", report.started_at)
+        .with("finished_at", report.finished_at)
+        .with("steps", &report.steps)
+}

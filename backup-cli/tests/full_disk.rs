@@ -1,0 +1,65 @@
+//! Full disks: the binary in a mount name space of its own, whose mounts end with it.
+
+use std::process::Command;
+
+use super::support::{CONFIG, Ran, World, ran};
+
+/// Runs a script with `$B`, the binary, where mounts are allowed. Needs the right to make a name space.
+fn script(world: &World, text: &str) -> Ran {
+    let root = rustix::process::geteuid().is_root();
+    let mut command = Command::new("unshare");
+    command.args(if root { &["--mount"][..] } else { &["--map-root-user", "--mount"] });
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    command.args(["sh", "-euc", text]).env_clear().env("PATH", path).env("HOME", world.path(""));
+    command.env("B", assert_cmd::cargo::cargo_bin!("backup")).current_dir(world.path(""));
+    ran(&mut command)
+}
+
+/// Fills what is left of the disk at `disk`.
+const FILL: &str = "head -c 32m /dev/zero >disk/filler 2>disk/../noise || true";
+
+#[test]
+fn a_store_on_a_full_disk_says_so_keeps_what_it_has_and_can_be_pruned() {
+    let world = World::new();
+    world.fill();
+    std::fs::create_dir(world.path("disk")).unwrap();
+    // The state directory is on the same disk.
+    let config = CONFIG.replace("\"store\"", "\"disk/store\"").replace("\"state\"", "\"disk/state\"");
+    world.write("backup.toml", &config.replace("keep = 2", "keep = 9"));
+    world.write("later.toml", &config.replace("keep = 2", "keep = 1"));
+    let text = format!(
+        "mount -t tmpfs -o size=16m none disk; $B init; $B run; $B run; $B run
+         {FILL}; head -c 200k /dev/urandom >data/c
+         if $B run; then exit 50; fi
+         [ $($B list --json | grep -c '\"state\":\"good\"') = 3 ] || exit 51
+         $B verify --all --level stored || exit 52
+         $B --config later.toml prune --yes || exit 53
+         [ $($B list --json | grep -c '\"state\":\"good\"') = 1 ] || exit 54
+         rm disk/filler; $B run; $B verify --level content"
+    );
+    let ran = script(&world, &text);
+    assert_eq!(ran.code, 0, "{ran:#?}");
+    assert!(ran.err.contains("no space left"), "{ran:#?}");
+}
+
+#[test]
+fn a_restore_into_a_disk_that_fills_up_fails_clearly_and_leaves_nothing() {
+    let world = World::configured();
+    // Many small files need more room than their bytes tell.
+    for n in 0..200 {
+        world.write(&format!("data/{n}"), "x");
+    }
+    world.ok(&["run"]);
+    world.write("data/a.txt", "changed");
+    std::fs::create_dir(world.path("disk")).unwrap();
+    let text = "
+        mount -t tmpfs -o size=400k none disk
+        if $B restore data --to disk/out; then exit 50; fi
+        [ -z \"$(find disk -type f)\" ] || exit 51
+        $B cleanup --yes";
+    let ran = script(&world, text);
+    assert_eq!(ran.code, 0, "{ran:#?}");
+    assert!(ran.err.contains("No space left on device"), "{ran:#?}");
+    assert!(ran.err.contains("nothing to remove"), "{ran:#?}");
+    assert_eq!(world.read("data/a.txt"), "changed");
+}

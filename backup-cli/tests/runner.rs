@@ -1,0 +1,28 @@
+//! Black-box tests of the `backup` binary: one binary, a module for each topic.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod clocks;
+mod config;
+mod embed;
+mod exit_codes;
+mod faults;
+mod full_disk;
+mod help;
+mod interrupted;
+mod json;
+mod kills;
+mod restore;
+mod retention;
+mod streams;
+mod support;
+mod tour;
+
+#[test]
+fn no_test_file_is_forgotten() {
+    let this = include_str!("runner.rs");
+    for entry in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/tests")).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        let Some(module) = name.strip_suffix(".rs").filter(|m| *m != "runner") else { continue };
+        assert!(this.contains(&format!("mod {module};")), "{name} is not part of the runner");
+    }
+}
