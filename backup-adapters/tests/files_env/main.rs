@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 mod capture;
+mod conformance;
 mod env;
 mod fill;
 mod hostile;
