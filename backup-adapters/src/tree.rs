@@ -1,13 +1,14 @@
 //! File trees as PAX tar streams: the room that `files` and `env` share.
 //!
 //! [`walk`] visits a tree in a fixed order, [`write`] makes an archive of what it sees, [`parse`] takes an archive
-//! apart as it passes (no seeking, no buffering of data), [`check`] counts with it and [`extract`] and [`fill`]
-//! write the tree again. [`capture`] and [`restore`] connect these blocking parts with the engine.
+//! apart as it passes (no seeking, no buffering of data), [`check`] counts with it and [`extract`], [`fill`] and
+//! [`direct`] write the tree again. [`capture`] and [`restore`] connect these blocking parts with the engine.
 
 pub(crate) mod apply;
 pub(crate) mod capture;
 pub(crate) mod check;
 pub(crate) mod count;
+pub(crate) mod direct;
 pub(crate) mod extract;
 pub(crate) mod fill;
 pub(crate) mod hand;

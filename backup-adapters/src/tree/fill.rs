@@ -2,18 +2,18 @@
 //! creates what is in it: the two halves of a restore's work.
 //!
 //! Jobs go over in batches of about [`BYTES`] of archive or [`FILES`] files, at most [`QUEUE`] of them waiting: that
-//! bounds memory and open files. Data is not copied: it stays in the chunk that it came in.
+//! bounds memory and open files. Data is handed over in the chunk that it came in.
 
 use std::fs::File;
 use std::mem;
 use std::os::fd::AsFd;
-use std::os::unix::fs::FileExt;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use backup_core::{AdapterError, OpContext};
 use bytes::Bytes;
 
 use super::apply::Apply;
+use super::direct::{Output, Scratch};
 use super::pax::Member;
 use super::show;
 
@@ -99,17 +99,21 @@ impl Filler {
     /// I/O errors, by the file's name; `Cancelled` and `Timeout` of `cx`.
     pub(crate) fn run(self, cx: &OpContext) -> Result<Apply, AdapterError> {
         let mut apply = Apply::new();
-        let mut current = None;
+        let mut scratch = Scratch::default();
+        let mut current: Option<(Output, Box<Member>)> = None;
         for batch in self.0 {
             cx.check_alive()?;
             for job in batch {
-                match (job, &current) {
-                    (Job::Begin(file, member), _) => current = Some((file, member)),
-                    (Job::Data(offset, bytes), Some((file, member))) => file
-                        .write_all_at(&bytes, offset)
-                        .map_err(|e| AdapterError::io(format!("cannot write `{}`", show(&member.path)), e))?,
+                match (job, &mut current) {
+                    (Job::Begin(file, member), _) => {
+                        current = Some((Output::new(file, in_a_row(&member)), member));
+                    }
+                    (Job::Data(offset, bytes), Some((file, member))) => {
+                        file.write(&mut scratch, offset, &bytes).map_err(|e| cannot_write(member, e))?;
+                    }
                     (Job::End, Some((file, member))) => {
-                        complete(&mut apply, file, member)?;
+                        file.finish(&mut scratch).map_err(|e| cannot_write(member, e))?;
+                        complete(&mut apply, file.file(), member)?;
                         current = None;
                     }
                     (Job::Data(..) | Job::End, None) => {}
@@ -120,10 +124,24 @@ impl Filler {
     }
 }
 
+/// How much is written in one go, on average.
+fn in_a_row(member: &Member) -> u64 {
+    match &member.sparse {
+        None => member.size,
+        Some(segments) => {
+            segments.iter().map(|(_, length)| length).sum::<u64>() / segments.len().max(1) as u64
+        }
+    }
+}
+
 fn complete(apply: &mut Apply, file: &File, member: &Member) -> Result<(), AdapterError> {
     if member.sparse.is_some() {
         file.set_len(member.size)
             .map_err(|e| AdapterError::io(format!("cannot extend `{}`", show(&member.path)), e))?;
     }
     apply.open(file.as_fd(), member)
+}
+
+fn cannot_write(member: &Member, e: std::io::Error) -> AdapterError {
+    AdapterError::io(format!("cannot write `{}`", show(&member.path)), e)
 }
