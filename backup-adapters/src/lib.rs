@@ -36,6 +36,8 @@ pub mod env;
 pub mod files;
 #[cfg(feature = "_tar")]
 mod in_use;
+#[cfg(feature = "_runtime")]
+pub mod runtime;
 #[cfg(feature = "sqlite")]
 pub mod sqlite;
 #[cfg(feature = "object")]

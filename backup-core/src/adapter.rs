@@ -12,6 +12,7 @@ use crate::context::OpContext;
 use crate::error::AdapterError;
 use crate::id::{ArtifactName, RunId};
 use crate::metadata::{ArtifactMeta, Evidence, ExternalRef, Metadata};
+use crate::runtime::{InterruptionEntry, Replay};
 use crate::source::{BackupSource, ByteStream};
 
 /// Produces and consumes the data of one service.
@@ -141,6 +142,20 @@ pub trait ServiceAdapter: fmt::Debug + Send + Sync + 'static {
     /// `dead` are runs that are known to be over and that were no restores (those have a journal, which settles them).
     /// Idempotent; returns what was removed, one line each.
     async fn reclaim(&self, cx: &OpContext, dead: &[RunId]) -> Result<Vec<String>, AdapterError>;
+
+    /// Undoes what an entry of the interruption journal says a run did to the service and did not undo, because it died
+    /// or is stuck. Idempotent. For stops and pauses one line over
+    /// [`Interruption::replay`](crate::runtime::Interruption::replay); an adapter that announces interruptions of its
+    /// own undoes them by the entry's token, and then forgets the entry ([`OpContext::journal`]).
+    ///
+    /// The caller holds the service's lock, unless that run is alive and past its deadline.
+    ///
+    /// # Errors
+    /// Whatever keeps the service from coming back; the entry stays.
+    async fn bring_back(&self, cx: &OpContext, entry: &InterruptionEntry) -> Result<Replay, AdapterError> {
+        let _unused = (cx, entry);
+        Err(AdapterError::unsupported(format!("`{}` never interrupts its service", self.kind())))
+    }
 
     /// Deletes external artifacts. Idempotent: what is already gone is success. Called only for the store of origin.
     async fn purge_external(&self, cx: &OpContext, refs: &[ExternalRef]) -> Result<(), AdapterError> {

@@ -11,7 +11,9 @@ use crate::clock::Clock;
 use crate::error::{AdapterError, AdapterErrorKind};
 use crate::event::{Event, EventSink};
 use crate::id::{RunId, ServiceName, Timestamp};
+use crate::runtime::{InterruptionContext, InterruptionJournal, NoWatchdog, Watchdog};
 use crate::secret::SecretResolver;
+use crate::state::FileJournal;
 
 /// The circumstances of one operation on one service.
 #[derive(Debug, Clone)]
@@ -25,6 +27,9 @@ pub struct OpContext {
     pub timestamp: Timestamp,
     /// A private folder on local disk that exists and is removed after the operation, for spools and scratch files.
     pub spool: PathBuf,
+    /// A private folder of the service on local disk that stays: for what a restore keeps aside when the service has no
+    /// place of its own for it. May not exist yet.
+    pub kept: PathBuf,
     /// Folders that are never part of a backup: stores, the state directory.
     pub excluded: Vec<PathBuf>,
     /// Fires when the operation should end early: stop promptly and leave the service as it was.
@@ -41,6 +46,10 @@ pub struct OpContext {
     pub events: Arc<dyn EventSink>,
     /// Secrets.
     pub secrets: Arc<dyn SecretResolver>,
+    /// Remembers interruptions of the service.
+    pub journal: Arc<dyn InterruptionJournal>,
+    /// Ends them if this process cannot.
+    pub watchdog: Arc<dyn Watchdog>,
 }
 
 impl OpContext {
@@ -52,11 +61,15 @@ impl OpContext {
         spool: impl Into<PathBuf>,
         clock: Arc<dyn Clock>,
     ) -> Self {
+        let spool = spool.into();
         Self {
             service,
             run_id,
             timestamp,
-            spool: spool.into(),
+            kept: spool.join("kept"),
+            journal: Arc::new(FileJournal::new(spool.join("interruptions"))),
+            watchdog: Arc::new(NoWatchdog),
+            spool,
             excluded: Vec::new(),
             cancel: CancellationToken::new(),
             deadline: None,
@@ -65,6 +78,17 @@ impl OpContext {
             clock,
             events: Arc::new(crate::event::NoEvents),
             secrets: Arc::new(crate::secret::NoSecrets),
+        }
+    }
+
+    /// What an [`Interruption`](crate::runtime::Interruption) of the service needs.
+    pub fn interruption(&self) -> InterruptionContext {
+        InterruptionContext {
+            service: self.service.clone(),
+            run_id: self.run_id.clone(),
+            journal: Arc::clone(&self.journal),
+            watchdog: Arc::clone(&self.watchdog),
+            clock: Arc::clone(&self.clock),
         }
     }
 

@@ -24,6 +24,7 @@ use crate::error::BackupError;
 use crate::event::{Event, EventSink, NoEvents, Outcome};
 use crate::id::{RunId, ServiceName, Timestamp};
 use crate::plan::{BackupPlan, PlannedService};
+use crate::runtime::{NoWatchdog, Watchdog};
 use crate::secret::{NoSecrets, SecretResolver};
 use crate::state::{LockHolder, RunGuard, ServiceLock, StateDir};
 
@@ -36,6 +37,7 @@ mod marks;
 mod prune;
 mod report;
 mod restore;
+mod resume;
 mod select;
 mod settle;
 mod status;
@@ -46,6 +48,7 @@ pub use cleanup::CleanupItem;
 pub use prune::{PruneRequest, SeriesPlan};
 pub use report::{RunReport, StepReport};
 pub use restore::{RestorePreview, RestoreRequest};
+pub use resume::ResumeRequest;
 pub use select::Selector;
 pub use status::{ServiceStatus, StatusLevel};
 pub use verify::VerifyRequest;
@@ -70,6 +73,7 @@ struct Inner {
     clock: Arc<dyn Clock>,
     events: Arc<dyn EventSink>,
     secrets: Arc<dyn SecretResolver>,
+    watchdog: Arc<dyn Watchdog>,
     host: String,
     tool: String,
     patience: Duration,
@@ -97,6 +101,13 @@ impl EngineBuilder {
     /// Where secrets come from; there are none by default.
     pub fn secrets(mut self, secrets: Arc<dyn SecretResolver>) -> Self {
         self.0.secrets = secrets;
+        self
+    }
+
+    /// What brings an interrupted service back if this process cannot; by default nothing but the journal, which the next
+    /// run reads.
+    pub fn watchdog(mut self, watchdog: Arc<dyn Watchdog>) -> Self {
+        self.0.watchdog = watchdog;
         self
     }
 
@@ -139,6 +150,7 @@ impl Engine {
             clock: Arc::new(SystemClock),
             events: Arc::new(NoEvents),
             secrets: Arc::new(NoSecrets),
+            watchdog: Arc::new(NoWatchdog),
             host,
             tool: concat!("backup-core ", env!("CARGO_PKG_VERSION")).to_owned(),
             patience: LOCK_PATIENCE,
@@ -235,6 +247,9 @@ impl Inner {
         cx.threads = self.threads();
         cx.events = Arc::clone(&self.events);
         cx.secrets = Arc::clone(&self.secrets);
+        cx.kept = self.state.kept(&service.name);
+        cx.journal = Arc::new(self.state.interruptions());
+        cx.watchdog = Arc::clone(&self.watchdog);
         Ok(cx)
     }
 

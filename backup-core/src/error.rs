@@ -288,6 +288,8 @@ pub enum Stage {
     Undo,
     /// Removing kept-aside data or leftovers.
     CleanUp,
+    /// Ending an interruption that a run has left.
+    BringBack,
 }
 
 impl std::fmt::Display for Stage {
@@ -303,6 +305,7 @@ impl std::fmt::Display for Stage {
             Self::Probe => "answer the probe",
             Self::Undo => "put the kept-aside data back",
             Self::CleanUp => "clean up",
+            Self::BringBack => "bring the service back",
         })
     }
 }

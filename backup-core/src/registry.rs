@@ -1,6 +1,7 @@
 //! Adapters and stores by name: plain values, no globals. The list of what is built in is in `backup-adapters`; a program
 //! of your own adds to it, or starts from an empty one.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -10,6 +11,8 @@ use serde::de::DeserializeOwned;
 use crate::adapter::ServiceAdapter;
 use crate::error::{AdapterError, ConfigError};
 use crate::id::ServiceName;
+use crate::runtime::{Mount, RunState};
+use crate::secret::Secret;
 
 mod adapters;
 mod stores;
@@ -74,12 +77,35 @@ pub struct DiscoverContext {
     pub covered: Vec<PathBuf>,
     /// Paths that are never part of a backup: stores, the state directory.
     pub excluded: Vec<PathBuf>,
+    /// The containers of the local engine, running or not.
+    pub containers: Vec<SeenContainer>,
+}
+
+/// A container of the local engine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SeenContainer {
+    /// Its name, without a slash.
+    pub name: String,
+    /// Its image as it was asked for, e.g. `redis:7`.
+    pub image: String,
+    /// Whether it runs.
+    pub state: RunState,
+    /// Its labels, Compose's among them.
+    pub labels: BTreeMap<String, String>,
+    /// Its environment; values may be secrets.
+    pub env: BTreeMap<String, Secret>,
+    /// Its command line, with that of its entry point; some pass secrets so.
+    pub command: Vec<Secret>,
+    /// TCP ports that it exposes or publishes, as the container numbers them.
+    pub ports: Vec<u16>,
+    /// What is mounted into it.
+    pub mounts: Vec<Mount>,
 }
 
 impl DiscoverContext {
     /// Looks in `dir`.
     pub fn new(dir: impl Into<PathBuf>) -> Self {
-        Self { dir: dir.into(), covered: Vec::new(), excluded: Vec::new() }
+        Self { dir: dir.into(), covered: Vec::new(), excluded: Vec::new(), containers: Vec::new() }
     }
 }
 

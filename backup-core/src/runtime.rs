@@ -18,8 +18,8 @@ use crate::source::ByteStream;
 mod interruption;
 
 pub use interruption::{
-    Interruption, InterruptionContext, InterruptionEntry, InterruptionJournal, InterruptionKind, NoWatchdog,
-    Place, Replay, Watchdog,
+    Announced, Interruption, InterruptionContext, InterruptionEntry, InterruptionJournal, InterruptionKind,
+    NoWatchdog, Place, Replay, Watchdog,
 };
 
 /// How one service is run on this host.

@@ -5,6 +5,8 @@
 //! <state_dir>/runs/<run id>.lock          flock held while the run lives
 //! <state_dir>/runs/<run id>/              the run's private spool folders
 //! <state_dir>/restores/<service>/<run id>.json   journal of a restore: what `undo`, `cleanup` and a resumption need
+//! <state_dir>/interruptions/<id>.json   a service that is stopped, paused or fenced by us at this moment
+//! <state_dir>/kept/<service>/             what a restore keeps aside when the service has no place for it
 //! <state_dir>/cache/<store id>/…          may be deleted at any time
 //! ```
 
@@ -24,8 +26,10 @@ use crate::error::BackupError;
 use crate::event::{Event, EventSink};
 use crate::id::{RunId, ServiceName};
 
+mod interruptions;
 mod journal;
 
+pub use interruptions::FileJournal;
 pub use journal::{RestoreJournal, RestorePhase};
 
 /// How often a held lock is tried again. `flock` has no wait with a deadline.

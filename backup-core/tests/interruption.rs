@@ -43,7 +43,7 @@ async fn replay(fake: &FakeRuntime) -> Vec<Replay> {
 async fn the_journal_is_written_before_and_cleared_after() {
     for (kind, down, up) in [(STOP, "stop", "start"), (PAUSE, "pause", "unpause")] {
         let fake = FakeRuntime::new(RunState::Running);
-        let mut interruption = begin(&fake, kind).await.unwrap();
+        let mut interruption = begin(&fake, kind.clone()).await.unwrap();
         assert_eq!(fake.take_log(), ["journal", "arm", down]);
         assert!(interruption.interrupts() && fake.state() != RunState::Running);
         assert_eq!(interruption.exit_status().is_some(), kind == STOP);
@@ -60,7 +60,7 @@ async fn the_journal_is_written_before_and_cleared_after() {
 async fn what_was_down_stays_down() {
     for (state, kind) in [(RunState::Stopped, STOP), (RunState::Stopped, PAUSE), (RunState::Paused, PAUSE)] {
         let fake = FakeRuntime::new(state);
-        let mut interruption = begin(&fake, kind).await.unwrap();
+        let mut interruption = begin(&fake, kind.clone()).await.unwrap();
         assert!(!interruption.interrupts());
         assert_eq!(interruption.end().await.unwrap(), Duration::ZERO);
         assert_eq!((fake.state(), fake.take_log()), (state, vec![]));
@@ -153,11 +153,8 @@ async fn a_crash_before_the_act_or_after_the_undo_replays_to_nothing() {
 #[tokio::test]
 async fn foreign_entries_are_never_replayed() {
     let place = |host: &str, boot: &str| Place { host: host.into(), boot_id: boot.into() };
-    for (what, host, boot, instance) in [
-        ("host", "other", "boot", "c1"),
-        ("restarted", "host", "other", "c1"),
-        ("made anew", "host", "boot", "c2"),
-    ] {
+    for (what, host, boot, instance) in [("host", "other", "boot", "c1"), ("made anew", "host", "boot", "c2")]
+    {
         let fake = FakeRuntime::new(RunState::Running);
         drop(begin(&fake, STOP).await.unwrap());
         fake.set_place(place(host, boot));
@@ -176,4 +173,15 @@ async fn entries_survive_serialisation() {
     let entry = fake.entries().await.unwrap().remove(0);
     let text = serde_json::to_string(&entry).unwrap();
     assert_eq!(serde_json::from_str::<backup_core::runtime::InterruptionEntry>(&text).unwrap(), entry);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_stopped_runs_again_after_a_restart_of_the_host() {
+    let fake = FakeRuntime::new(RunState::Running);
+    drop(begin(&fake, STOP).await.unwrap());
+    let entry = fake.entries().await.unwrap().remove(0);
+    fake.set_place(Place { host: entry.place.host.clone(), boot_id: "another".into() });
+    assert_eq!(Interruption::replay(&context(&fake), &fake, &entry).await.unwrap(), Replay::Undone);
+    assert_eq!(fake.state(), RunState::Running);
+    assert!(fake.entries().await.unwrap().is_empty());
 }

@@ -50,6 +50,7 @@ impl Inner {
     ) -> Result<(), BackupError> {
         let service = self.service(name)?;
         let _lock = self.lock(run, name).await?;
+        self.end_interruptions(run, service).await;
         if let Some(open) = self.state.restores(name)?.iter().find(|j| j.is_half_done()) {
             return Err(BackupError::Refused(format!(
                 "the restore of {} (run {}) was interrupted while it went live: finish it with `backup restore {name}` or `backup undo {name}`",

@@ -247,6 +247,7 @@ impl Inner {
         let name = &preview.request.service;
         let service = self.service(name)?;
         let _lock = self.lock(run, name).await?;
+        self.end_interruptions(run, service).await;
         self.settle_interrupted(run, service).await?;
         // Read again: between the preview and now it may have been deleted or found damaged.
         let metadata = self.catalog.metadata(&preview.entry.id).await?;

@@ -119,6 +119,7 @@ impl Inner {
     ) -> Result<(), BackupError> {
         let service = self.service(name)?;
         let _lock = self.lock(run, name).await?;
+        self.end_interruptions(run, service).await;
         // An undo that was cut short is what is asked for; an older restore is another question.
         if let Some(undone) = self.settle_interrupted(run, service).await?.undone.pop() {
             step.id = Some(undone.backup);

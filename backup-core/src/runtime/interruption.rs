@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, timeout};
 
 use super::{ExitStatus, RunState, ServiceRuntime};
+use crate::adapter::StepToken;
 use crate::clock::Clock;
 use crate::error::{AdapterError, AdapterErrorKind};
 use crate::id::{RunId, ServiceName};
@@ -18,7 +19,7 @@ use crate::id::{RunId, ServiceName};
 const RESTORE_LIMIT: Duration = Duration::from_secs(300);
 
 /// How a service is interrupted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum InterruptionKind {
     /// Ended, and started again.
@@ -29,20 +30,30 @@ pub enum InterruptionKind {
     },
     /// Frozen, and let go on.
     Pause,
+    /// Something of the adapter's own, by [`Interruption::announce`]: a write fence, a server made a replica.
+    Other {
+        /// What, for people, e.g. `fence writes of`.
+        what: String,
+        /// What the adapter's [`bring_back`](crate::ServiceAdapter::bring_back) needs to undo it. No secrets.
+        token: StepToken,
+    },
 }
 
 impl InterruptionKind {
-    fn verb(self) -> &'static str {
+    fn verb(&self) -> &str {
         match self {
             Self::Stop { .. } => "stop",
             Self::Pause => "pause",
+            Self::Other { what, .. } => what,
         }
     }
 
-    fn result(self) -> RunState {
+    /// The state that it leaves the service in; `None` if only the adapter can tell.
+    fn result(&self) -> Option<RunState> {
         match self {
-            Self::Stop { .. } => RunState::Stopped,
-            Self::Pause => RunState::Paused,
+            Self::Stop { .. } => Some(RunState::Stopped),
+            Self::Pause => Some(RunState::Paused),
+            Self::Other { .. } => None,
         }
     }
 }
@@ -167,7 +178,7 @@ impl Interruption {
         deadline: Instant,
     ) -> Result<Self, AdapterError> {
         let left = deadline.saturating_duration_since(Instant::now());
-        let needed = if let InterruptionKind::Stop { grace } = kind { grace } else { Duration::ZERO };
+        let needed = if let InterruptionKind::Stop { grace } = &kind { *grace } else { Duration::ZERO };
         if left <= needed {
             let what = format!("too little time is left to {} `{}` cleanly", kind.verb(), cx.service);
             return Err(AdapterError::new(AdapterErrorKind::Timeout, what));
@@ -175,7 +186,7 @@ impl Interruption {
         let before = runtime.inspect().await?;
         let began = Instant::now();
         let mut this = Self { runtime, cx, entry: None, began, deadline, exit: None, lasted: None };
-        match (before.state, kind) {
+        match (before.state, &kind) {
             (RunState::Running, _) => {}
             (RunState::Paused, InterruptionKind::Stop { .. }) => {
                 let what = format!("cannot stop `{}`: somebody has paused it", this.cx.service);
@@ -188,7 +199,7 @@ impl Interruption {
             id: uuid::Uuid::new_v4().simple().to_string(),
             service: this.cx.service.clone(),
             run_id: this.cx.run_id.clone(),
-            kind,
+            kind: kind.clone(),
             place: this.cx.journal.place(),
             instance: before.instance,
             began_at: this.cx.clock.now(),
@@ -201,21 +212,26 @@ impl Interruption {
             return Err(e);
         }
         this.began = Instant::now();
-        match this.act(kind, left).await {
+        match this.act(&kind, left).await {
             Ok(exit) => this.exit = exit,
             Err(e) => {
-                this.give_up(kind, &entry, &e).await;
+                this.give_up(&kind, &entry, &e).await;
                 return Err(e);
             }
         }
         Ok(this)
     }
 
-    async fn act(&self, kind: InterruptionKind, limit: Duration) -> Result<Option<ExitStatus>, AdapterError> {
+    async fn act(
+        &self,
+        kind: &InterruptionKind,
+        limit: Duration,
+    ) -> Result<Option<ExitStatus>, AdapterError> {
         let act = async {
             match kind {
-                InterruptionKind::Stop { grace } => self.runtime.stop(grace).await.map(Some),
+                InterruptionKind::Stop { grace } => self.runtime.stop(*grace).await.map(Some),
                 InterruptionKind::Pause => self.runtime.pause().await.map(|()| None),
+                InterruptionKind::Other { .. } => Err(not_by_runtime(kind)),
             }
         };
         timeout(limit, act).await.unwrap_or_else(|_| {
@@ -226,13 +242,13 @@ impl Interruption {
 
     /// After a failed stop or pause. One that timed out or whose answer got lost may still take effect, after we brought
     /// the service back: so it is first seen through, and if that fails too, journal and watchdog stay on their guard.
-    async fn give_up(&mut self, kind: InterruptionKind, entry: &InterruptionEntry, why: &AdapterError) {
+    async fn give_up(&mut self, kind: &InterruptionKind, entry: &InterruptionEntry, why: &AdapterError) {
         use AdapterErrorKind as K;
         let refused = matches!(
             why.kind(),
             K::Conflict | K::NotFound | K::PermissionDenied | K::Unsupported | K::InvalidConfig
         );
-        let grace = if let InterruptionKind::Stop { grace } = kind { grace } else { Duration::ZERO };
+        let grace = if let InterruptionKind::Stop { grace } = kind { *grace } else { Duration::ZERO };
         let settled = refused || self.act(kind, grace + RESTORE_LIMIT).await.is_ok();
         // The first error is the one to report; what is left to do is in the journal.
         let _second = match settled {
@@ -275,10 +291,42 @@ impl Interruption {
         Ok(self.lasted.unwrap_or_default())
     }
 
+    /// Writes down something of the adapter's own that must be undone, and arms the watchdog, **before** it is done to
+    /// the service. `deadline` is when the watchdog acts; `token` is what
+    /// [`ServiceAdapter::bring_back`](crate::ServiceAdapter::bring_back) gets then.
+    ///
+    /// # Errors
+    /// Those of the journal and the watchdog; nothing is announced then.
+    pub async fn announce(
+        cx: InterruptionContext,
+        what: impl Into<String>,
+        instance: impl Into<String>,
+        token: StepToken,
+        deadline: Instant,
+    ) -> Result<Announced, AdapterError> {
+        let entry = InterruptionEntry {
+            id: uuid::Uuid::new_v4().simple().to_string(),
+            service: cx.service.clone(),
+            run_id: cx.run_id.clone(),
+            kind: InterruptionKind::Other { what: what.into(), token },
+            place: cx.journal.place(),
+            instance: instance.into(),
+            began_at: cx.clock.now(),
+        };
+        cx.journal.write(&entry).await?;
+        let left = deadline.saturating_duration_since(Instant::now());
+        if let Err(e) = cx.watchdog.arm(&entry, left).await {
+            // Nothing was done yet. Should this fail too, undoing the entry finds nothing to do.
+            let _second = forget(&cx, &entry).await;
+            return Err(e);
+        }
+        Ok(Announced { cx, entry })
+    }
+
     /// Undoes what an entry of the journal says a dead run did.
     ///
-    /// Entries of another host, another boot or another incarnation of the service are never acted on: they stay in the
-    /// journal, and the answer says why. The caller holds the service's lock.
+    /// Entries of another host or another incarnation of the service are never acted on: they stay in the journal, and
+    /// the answer says why. The caller holds the service's lock.
     ///
     /// # Errors
     /// As [`end`](Self::end); the entry stays.
@@ -290,9 +338,6 @@ impl Interruption {
         let here = cx.journal.place();
         if here.host != entry.place.host {
             return Ok(Replay::Foreign(format!("it was made on host `{}`", entry.place.host)));
-        }
-        if here.boot_id != entry.place.boot_id {
-            return Ok(Replay::Foreign("the host was restarted since".to_owned()));
         }
         if entry.service != cx.service {
             return Ok(Replay::Foreign(format!("it is about service `{}`", entry.service)));
@@ -306,13 +351,38 @@ impl Interruption {
         if now.instance != entry.instance {
             return Ok(Replay::Foreign(format!("`{}` was made anew since", entry.service)));
         }
-        // Another state than ours is somebody else's doing.
-        let ours = now.state == entry.kind.result();
+        // Another state than ours is somebody else's doing. A restart of the host ends a pause, but a container that was
+        // stopped stays so.
+        let ours = entry.kind.result() == Some(now.state);
         if ours {
             bring_back(runtime, entry).await?;
         }
         forget(cx, entry).await?;
         Ok(if ours { Replay::Undone } else { Replay::NothingToDo })
+    }
+}
+
+/// Something that an adapter does to its service, and undoes itself: see [`Interruption::announce`].
+#[derive(Debug)]
+#[must_use = "the watchdog undoes it unless `undone` is called"]
+pub struct Announced {
+    cx: InterruptionContext,
+    entry: InterruptionEntry,
+}
+
+impl Announced {
+    /// The journal's entry.
+    #[must_use]
+    pub fn entry(&self) -> &InterruptionEntry {
+        &self.entry
+    }
+
+    /// The service is as it should be again: journal and watchdog forget it. Idempotent.
+    ///
+    /// # Errors
+    /// Those of the journal and the watchdog.
+    pub async fn undone(&self) -> Result<(), AdapterError> {
+        forget(&self.cx, &self.entry).await
     }
 }
 
@@ -327,11 +397,16 @@ pub enum Replay {
     Foreign(String),
 }
 
+fn not_by_runtime(kind: &InterruptionKind) -> AdapterError {
+    AdapterError::unsupported(format!("no runtime can {} a service", kind.verb()))
+}
+
 async fn bring_back(runtime: &dyn ServiceRuntime, entry: &InterruptionEntry) -> Result<(), AdapterError> {
     let back = async {
-        match entry.kind {
+        match &entry.kind {
             InterruptionKind::Stop { .. } => runtime.start().await?,
             InterruptionKind::Pause => runtime.unpause().await?,
+            kind @ InterruptionKind::Other { .. } => return Err(not_by_runtime(kind)),
         }
         let now = runtime.inspect().await?;
         if now.state == RunState::Running {

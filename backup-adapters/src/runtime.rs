@@ -1,0 +1,9 @@
+//! How services are run on a host: in a container of the Docker engine, or as a process or systemd unit.
+//!
+//! Both are lazy: making one does no I/O, so that an adapter's configuration can build it.
+
+pub mod docker;
+pub mod host;
+
+pub use docker::DockerRuntime;
+pub use host::HostRuntime;
