@@ -95,6 +95,13 @@ pub struct IntervalConfig {
     pub schedule: Option<String>,
 }
 
+impl IntervalConfig {
+    /// A series of `services` that keeps everything; the rest can be set by field.
+    pub fn new(services: impl IntoIterator<Item = ServiceName>) -> Self {
+        Self { services: services.into_iter().collect(), policy: None, timeout: None, schedule: None }
+    }
+}
+
 /// `[services.<name>]`.
 #[derive(Debug, Clone)]
 #[non_exhaustive]

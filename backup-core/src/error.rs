@@ -380,6 +380,13 @@ pub enum BackupError {
     Config(#[from] ConfigError),
 }
 
+/// A name that breaks its rule was given: as a wrong configuration.
+impl From<InvalidId> for BackupError {
+    fn from(e: InvalidId) -> Self {
+        Self::Config(e.into())
+    }
+}
+
 impl BackupError {
     /// A store's error while doing `operation` (an infinitive phrase).
     pub fn store(operation: impl Into<String>, source: StoreError) -> Self {

@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use backup_core::config::{Config, ServiceConfig, StoreConfig};
+use backup_core::config::{Config, IntervalConfig, ServiceConfig, StoreConfig};
 use backup_core::plan::BackupPlan;
-use backup_core::retention::{EntryState, PlanEntry, PlanOptions, RetentionPlan};
+use backup_core::retention::{EntryState, KeepLast, PlanEntry, PlanOptions, Policy, RetentionPlan};
 use backup_core::{
-    AdapterConfig, AdapterError, AdapterErrorKind, AdapterRegistry, BuildContext, ConfigError,
+    AdapterConfig, AdapterError, AdapterErrorKind, AdapterRegistry, BackupError, BuildContext, ConfigError,
     DiscoverContext, Discovery, Interval, ServiceAdapter, ServiceName, StoreRegistry,
 };
 use config_stub::{EnvConfig, FilesConfig, Stub, registry};
@@ -180,6 +180,28 @@ fn a_program_can_do_without_a_file() {
     assert!(config.add_service(name, ServiceConfig::new("files", settings)).is_err());
     let plan = config.resolve(&registry(), Path::new("/")).unwrap();
     assert_eq!(names(&plan.interval("manual").unwrap().services), ["data"]);
+}
+
+#[test]
+fn a_program_makes_its_series_without_a_file_and_wrong_names_are_wrong_configuration() {
+    fn planned(service: &str) -> Result<BackupPlan, BackupError> {
+        let mut config = Config::new("/backups");
+        let name = ServiceName::new(service)?;
+        let settings = toml::toml! { paths = ["x"] };
+        config.add_service(name.clone(), ServiceConfig::new("files", settings))?;
+        let mut hourly = IntervalConfig::new([name]);
+        hourly.timeout = Some(Duration::from_secs(60));
+        hourly.policy = Some(Policy::keeping(KeepLast::new(2)?));
+        config.intervals.insert(Interval::new("hourly")?, hourly);
+        Ok(config.resolve(&registry(), Path::new("/"))?)
+    }
+    let plan = planned("data").unwrap();
+    let hourly = plan.interval("hourly").unwrap();
+    assert_eq!(names(&hourly.services), ["data"]);
+    assert_eq!((hourly.timeout, hourly.policy.is_some()), (Some(Duration::from_secs(60)), true));
+    let error = planned("no such/name").unwrap_err();
+    assert!(matches!(&error, BackupError::Config(_)), "{error:?}");
+    assert!(error.to_string().contains("`no such/name`"), "{error}");
 }
 
 #[test]
