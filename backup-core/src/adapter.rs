@@ -140,6 +140,8 @@ pub trait ServiceAdapter: fmt::Debug + Send + Sync + 'static {
     /// Removes what killed runs left in the service: clones, slots, snapshots on its side, scratch containers.
     ///
     /// `dead` are runs that are known to be over and that were no restores (those have a journal, which settles them).
+    /// Some may have committed a backup, and died before [`Settlement`](crate::Settlement) or without knowing it: an
+    /// external artifact that a backup may refer to is no leftover.
     /// Idempotent; returns what was removed, one line each.
     async fn reclaim(&self, cx: &OpContext, dead: &[RunId]) -> Result<Vec<String>, AdapterError>;
 

@@ -112,8 +112,14 @@ pub enum ReadOutcome {
 pub enum Settlement {
     /// It is committed and durable: what the service holds for us may be acknowledged or deleted.
     Committed(BackupId),
-    /// It will never be committed.
+    /// It will never be committed: what the service holds for us may be deleted.
     Abandoned,
+    /// Nobody can tell: the store did not acknowledge the commit, and could not be asked afterwards. The backup may be
+    /// listed as good now, or never. What the service holds for us is **neither acknowledged nor deleted**: a listed
+    /// backup may need it, and so may the next capture if there is none. It stays under the run's id for
+    /// [`reclaim`](crate::ServiceAdapter::reclaim), which the next run of the service on this host calls for this one,
+    /// as for one that was killed here.
+    Unknown(BackupId),
 }
 
 /// What the adapter knows once the capture ended.
@@ -187,7 +193,8 @@ type Settle = Box<dyn FnOnce(Settlement) -> BoxFuture<'static, Result<(), Adapte
 ///   `reclaim`, and stops and pauses go through
 ///   [`Interruption`](crate::runtime::Interruption).
 /// * `settle` runs exactly once after the commit or its failure, and ends what the service still holds for us (a
-///   replication slot, a snapshot on its side).
+///   replication slot, a snapshot on its side), unless nobody knows whether there was a commit
+///   ([`Settlement::Unknown`]).
 /// * Both run in tasks that the engine tracks, also when the run is cancelled. An error of either is reported; good
 ///   bytes are committed even if `release` fails *after* having delivered its report. A `release` that returns `Err`
 ///   for [`ReadOutcome::Complete`] says that the capture cannot be trusted: nothing is committed.

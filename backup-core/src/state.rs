@@ -10,10 +10,12 @@
 //! <state_dir>/cache/<store id>/…          may be deleted at any time
 //! ```
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -80,6 +82,8 @@ pub struct RunGuard {
     /// Made before the folder, removed after it.
     lock_path: PathBuf,
     _lock: File,
+    /// See [`leave`](Self::leave).
+    left: Mutex<BTreeSet<ServiceName>>,
 }
 
 /// Whether the locked file still has its name: another process may have found the run dead just before we locked it.
@@ -91,6 +95,10 @@ fn is_current(lock: &File, path: &Path) -> bool {
 }
 
 impl RunGuard {
+    fn new(dir: PathBuf, lock_path: PathBuf, lock: File) -> Self {
+        Self { dir, lock_path, _lock: lock, left: Mutex::default() }
+    }
+
     /// A private folder for `service`; exists from here on, and goes with the guard.
     ///
     /// # Errors
@@ -132,6 +140,31 @@ impl RunGuard {
         crate::keep_aside::remove(&dir).map_err(state_error(format!("removing `{}`", dir.display())))
     }
 
+    /// Notes that the run leaves something in `service` on purpose, for [`reclaim`](crate::ServiceAdapter::reclaim):
+    /// when the guard is dropped, the run is on record as a dead one.
+    pub fn leave(&self, service: &ServiceName) {
+        self.left.lock().unwrap_or_else(PoisonError::into_inner).insert(service.clone());
+    }
+
+    /// Empties the folder, but for the (emptied) folders of services in which something was left.
+    fn clear(&self, left: &BTreeSet<ServiceName>) -> io::Result<()> {
+        if left.is_empty() {
+            return crate::keep_aside::remove(&self.dir);
+        }
+        for entry in fs::read_dir(&self.dir)? {
+            let entry = entry?;
+            let name = entry.file_name().to_str().and_then(|n| n.parse::<ServiceName>().ok());
+            if name.is_some_and(|n| left.contains(&n)) {
+                for spooled in fs::read_dir(entry.path())? {
+                    crate::keep_aside::remove(&spooled?.path())?;
+                }
+            } else {
+                crate::keep_aside::remove(&entry.path())?;
+            }
+        }
+        Ok(())
+    }
+
     /// Lets go without removing anything: for a dead run that is not wholly reclaimed yet.
     pub fn keep(mut self) {
         self.dir = PathBuf::new();
@@ -145,8 +178,10 @@ impl Drop for RunGuard {
         }
         // Best effort: what stays is reclaimed by the next run, which finds it by the lock file. That goes last: a
         // thread of a cancelled operation may still be writing.
-        let removed = crate::keep_aside::remove(&self.dir);
-        if let Err(error) = removed.and_then(|()| fs::remove_file(&self.lock_path)) {
+        let left = std::mem::take(self.left.get_mut().unwrap_or_else(PoisonError::into_inner));
+        let removed = self.clear(&left);
+        let forget = || if left.is_empty() { fs::remove_file(&self.lock_path) } else { Ok(()) };
+        if let Err(error) = removed.and_then(|()| forget()) {
             tracing::debug!(%error, dir = %self.dir.display(), "The run's spool could not be removed.");
         }
     }
@@ -258,7 +293,7 @@ impl StateDir {
             }
             if is_current(&lock, &lock_path) {
                 make_dir(&dir)?;
-                return Ok(RunGuard { dir, lock_path, _lock: lock });
+                return Ok(RunGuard::new(dir, lock_path, lock));
             }
         }
     }
@@ -280,7 +315,7 @@ impl StateDir {
             // A run that just ended took its lock file along.
             let Ok(lock) = fs::OpenOptions::new().read(true).write(true).open(&lock_path) else { continue };
             if try_lock(&lock, &lock_path)? && is_current(&lock, &lock_path) {
-                dead.push((run, RunGuard { dir, lock_path, _lock: lock }));
+                dead.push((run, RunGuard::new(dir, lock_path, lock)));
             }
         }
         Ok(dead)

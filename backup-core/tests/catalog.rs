@@ -10,8 +10,8 @@ use backup_core::catalog::{
 use backup_core::testkit::{Fault, FaultyStore, ManualClock};
 use backup_core::{
     AdapterError, BackupError, BackupId, Capture, Clock, Consistency, Evidence, ExternalRef, FORMAT_VERSION,
-    FactBody, Interval, MemoryStore, Metadata, Reservation, RunId, ServiceName, Status, Store, StoreKey,
-    Timestamp, WriteOptions,
+    FactBody, Interval, MemoryStore, Metadata, Reservation, RunId, ServiceName, Settlement, Status, Store,
+    StoreKey, Timestamp, WriteOptions,
 };
 use bytes::Bytes;
 use chrono::TimeDelta;
@@ -207,7 +207,7 @@ async fn a_backup_is_listed_as_good_from_its_commit_on_and_not_before() {
 #[tokio::test]
 async fn a_discarded_draft_leaves_nothing() {
     let w = World::new().await;
-    w.draft().await.discard().await.unwrap();
+    w.draft().await.discard().await.1.unwrap();
     assert!(w.entries().await.is_empty());
 }
 
@@ -232,16 +232,23 @@ async fn commit_and_discard_are_decided_at_every_failing_call() {
             let fault = Fault::once(n);
             w.store.set_fault(Some(if done_anyway { fault.done_anyway() } else { fault }));
             let committed = draft.commit(&metadata).await;
-            if committed.is_err() {
+            let settled = match committed {
+                Ok(()) => Settlement::Committed(id.clone()),
                 // As after the engine's own failure; its error is only told.
-                let _told = draft.discard().await;
-            }
+                Err(_) => draft.discard().await.0,
+            };
             let injected = w.store.injected();
             w.store.set_fault(None);
             let data = w.store.head(&id.file("redis.rdb.zst").unwrap()).await.is_ok();
             let good = w.states().await == ["good"];
             assert!(!good || data, "call {n}: listed as good without its data");
             assert!(committed.is_err() || good, "call {n}: committed but not listed");
+            match settled {
+                Settlement::Committed(_) => assert!(good, "call {n}: settled as committed, but not listed"),
+                Settlement::Abandoned => assert!(!good, "call {n}: settled as abandoned, but listed"),
+                // Never after a single fault: the store can be asked again.
+                other => panic!("call {n}: {other:?}"),
+            }
             if injected == 0 {
                 break;
             }

@@ -9,7 +9,7 @@ use backup_core::config::Config;
 use backup_core::engine::{BackupRequest, Engine, PruneRequest, RestoreRequest, RunReport, VerifyRequest};
 use backup_core::state::StateDir;
 use backup_core::testkit::fake_adapter::{Call as Asked, FakeAdapter, Step};
-use backup_core::testkit::{Fault, FaultyStore, ManualClock};
+use backup_core::testkit::{Call, Fault, FaultyStore, ManualClock};
 use backup_core::{
     AdapterConfig, AdapterRegistry, BuildContext, ConfigError, Event, EventSink, Interval, MemoryStore,
     Outcome, ServiceAdapter, ServiceName, Store, StoreKey,

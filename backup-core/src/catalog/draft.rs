@@ -7,6 +7,7 @@ use super::{Catalog, METADATA, RUN, file, json, read_small};
 use crate::error::{BackupError, StoreError};
 use crate::id::{BackupId, StoreKey};
 use crate::metadata::{Metadata, Reservation};
+use crate::source::Settlement;
 use crate::store::{StoreWriter, WriteOptions};
 
 /// A reserved directory. Commit or discard it; dropped, it stays as `incomplete` until it is swept.
@@ -16,13 +17,14 @@ pub struct Draft {
     catalog: Catalog,
     id: BackupId,
     reservation: Reservation,
-    /// A failed commit may still arrive: then the directory must be decided before anything is removed.
-    commit_tried: bool,
+    /// What a failed commit wrote, which may still arrive: then the directory must be decided before anything is
+    /// removed.
+    commit_tried: Option<Bytes>,
 }
 
 impl Draft {
     pub(super) fn new(catalog: Catalog, id: BackupId, reservation: Reservation) -> Self {
-        Self { catalog, id, reservation, commit_tried: false }
+        Self { catalog, id, reservation, commit_tried: None }
     }
 
     /// The backup's name.
@@ -73,8 +75,8 @@ impl Draft {
     /// Publishes the backup: from here on it is listed.
     ///
     /// # Errors
-    /// [`BackupError::Refused`] if a sweeper gave the backup up meanwhile; [`BackupError::Store`], after which nobody
-    /// can know whether it was published: the next listing tells.
+    /// [`BackupError::Refused`] if a sweeper gave the backup up meanwhile; [`BackupError::Store`]. After either,
+    /// [`discard`](Self::discard) finds out whether it was published all the same.
     pub async fn commit(&mut self, metadata: &Metadata) -> Result<(), BackupError> {
         let store = &self.catalog.store;
         let what = || format!("commit {}", self.id);
@@ -87,36 +89,57 @@ impl Draft {
             Ok(_) | Err(StoreError::NotFound { .. }) => return Err(lost()),
             Err(e) => return Err(BackupError::store(what(), e)),
         }
-        self.commit_tried = true;
-        match create_or_same(store.as_ref(), &file(&self.id, METADATA), json(metadata)?).await {
+        let text = json(metadata)?;
+        self.commit_tried = Some(text.clone());
+        match create_or_same(store.as_ref(), &file(&self.id, METADATA), text).await {
             Ok(()) => Ok(()),
             Err(e) if e.is_already_exists() => Err(lost()),
             Err(e) => Err(BackupError::store(what(), e)),
         }
     }
 
-    /// Removes what was written. The reservation goes last, so that an interrupted removal is still swept.
-    ///
-    /// # Errors
-    /// [`BackupError::Store`]; the sweeper will finish the work.
-    pub async fn discard(self) -> Result<(), BackupError> {
+    /// Removes what was written, unless a failed [`commit`](Self::commit) has arrived: tells what became of the backup,
+    /// and what went wrong while it was removed (the sweeper will finish that). The reservation goes last, so that an
+    /// interrupted removal is still swept.
+    pub async fn discard(self) -> (Settlement, Result<(), BackupError>) {
+        match &self.commit_tried {
+            Some(tried) => self.decide(tried).await,
+            None => (Settlement::Abandoned, self.remove().await),
+        }
+    }
+
+    /// Our own commit may have arrived, or may still be on its way: whoever creates the file decides.
+    async fn decide(&self, tried: &Bytes) -> (Settlement, Result<(), BackupError>) {
+        let (store, key) = (self.catalog.store.as_ref(), file(&self.id, METADATA));
+        let unknown = |e| (Settlement::Unknown(self.id.clone()), Err(e));
+        let reservation = &self.reservation;
+        let mark = super::delete::aborted_mark(
+            &self.id,
+            reservation,
+            self.catalog.store_id(),
+            reservation.started_at,
+        );
+        let mark = match json(&mark) {
+            Ok(mark) => mark,
+            Err(e) => return unknown(e),
+        };
+        let Err(error) = create_or_same(store, &key, mark).await else {
+            return (Settlement::Abandoned, self.catalog.remove_data(&self.id).await);
+        };
+        match read_small(store, &key).await {
+            Ok(there) if there == *tried => (Settlement::Committed(self.id.clone()), Ok(())),
+            // The sweeper's mark.
+            Ok(_) => (Settlement::Abandoned, Ok(())),
+            Err(_) => {
+                unknown(BackupError::store(format!("find out whether {} is committed", self.id), error))
+            }
+        }
+    }
+
+    async fn remove(&self) -> Result<(), BackupError> {
         let what = || format!("remove the unfinished {}", self.id);
         let store = &self.catalog.store;
         let run = file(&self.id, RUN);
-        if self.commit_tried {
-            // Our own commit may have arrived, or may still be on its way: whoever creates the file decides.
-            let mark = super::delete::aborted_mark(
-                &self.id,
-                &self.reservation,
-                self.catalog.store_id(),
-                self.reservation.started_at,
-            );
-            return match store.create(&file(&self.id, METADATA), json(&mark)?).await {
-                Ok(()) => self.catalog.remove_data(&self.id).await,
-                Err(e) if e.is_already_exists() => Ok(()),
-                Err(e) => Err(BackupError::store(what(), e)),
-            };
-        }
         // Who has lost against the sweeper owns nothing here any more; who cannot tell leaves it to the sweeper.
         match store.head(&file(&self.id, METADATA)).await {
             Err(StoreError::NotFound { .. }) => {}

@@ -65,7 +65,7 @@ impl Inner {
         let started = Instant::now();
         let cx = match self.context(run, service, draft.id().timestamp, until) {
             Ok(cx) => cx,
-            Err(e) => return Err(self.abandon(draft, e).await),
+            Err(e) => return Err(self.abandon(draft, e).await.1),
         };
 
         // `open` promises that a failed or dropped call leaves the service as it was.
@@ -74,7 +74,7 @@ impl Inner {
         });
         let source = match opened.await {
             Ok(source) => source.into_parts(),
-            Err(e) => return Err(self.abandon(draft, e).await),
+            Err(e) => return Err(self.abandon(draft, e).await.1),
         };
         let SourceParts { mut artifacts, release, settle } = source;
 
@@ -101,22 +101,28 @@ impl Inner {
                 Err(first)
             }
         };
-        let id = draft.id().clone();
-        let settlement = match committed {
-            Ok(true) => Settlement::Committed(id),
-            Ok(false) | Err(_) => Settlement::Abandoned,
-        };
-        let result = match committed {
-            Ok(true) => Ok(()),
+        let (settlement, result) = match committed {
+            Ok(true) => (Settlement::Committed(draft.id().clone()), Ok(())),
             Ok(false) => {
-                if let Err(e) = draft.discard().await {
+                let (settlement, removed) = draft.discard().await;
+                if let Err(e) = removed {
                     self.warn(Some(name), chain(&e));
                 }
-                Ok(())
+                (settlement, Ok(()))
             }
-            Err(e) => Err(self.abandon(draft, e).await),
+            Err(e) => match self.abandon(draft, e).await {
+                // Only the answer to the commit was lost.
+                (settlement @ Settlement::Committed(_), _) => (settlement, Ok(())),
+                (settlement, e) => (settlement, Err(e)),
+            },
         };
+        if let Settlement::Unknown(id) = &settlement {
+            step.notes.push(format!("{id} may be committed: `backup list` tells"));
+        }
         if let Some(settle) = settle {
+            if matches!(settlement, Settlement::Unknown(_)) {
+                run.guard.leave(name);
+            }
             let settled = tokio::time::timeout(RELEASE_GRACE, settle(settlement)).await;
             let trouble = match settled {
                 Ok(Ok(())) => None,
@@ -152,13 +158,14 @@ impl Inner {
         self.catalog.reserve(name, interval, reservation).await
     }
 
-    /// Removes an unfinished backup; returns the error that is to be reported.
-    async fn abandon(&self, draft: Draft, error: BackupError) -> BackupError {
+    /// Removes an unfinished backup; returns what became of it, and the error that is to be reported.
+    async fn abandon(&self, draft: Draft, error: BackupError) -> (Settlement, BackupError) {
         let service = draft.id().service.clone();
-        if let Err(e) = draft.discard().await {
+        let (settlement, removed) = draft.discard().await;
+        if let Err(e) = removed {
             self.warn(Some(&service), format!("{} (a later run will sweep it)", chain(&e)));
         }
-        error
+        (settlement, error)
     }
 
     /// Runs `work` until it ends, the run is cancelled, or the budget is used up.

@@ -209,6 +209,7 @@ macro_rules! adapter_conformance_tests {
                 artifact_names_are_unique
                 a_dropped_body_leaves_the_service_usable
                 a_capture_ends_without_being_read
+                an_unknown_commit_is_left_to_reclaim
                 cancellation_is_noticed
                 a_used_up_budget_is_noticed
                 equal_content_has_equal_fingerprints

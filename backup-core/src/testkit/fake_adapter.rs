@@ -273,8 +273,11 @@ impl ServiceAdapter for FakeAdapter {
         };
         let (adapter, cx) = (self.clone(), cx.clone());
         Ok(BackupSource::new(stream::iter(artifacts), release).on_settle(move |settlement| {
-            let committed = matches!(settlement, Settlement::Committed(_));
-            async move { adapter.enter(&cx, Step::Settle, Call::Settle { committed }).await }.boxed()
+            let call = match settlement {
+                Settlement::Unknown(_) => Call::SettleUnknown,
+                known => Call::Settle { committed: matches!(known, Settlement::Committed(_)) },
+            };
+            async move { adapter.enter(&cx, Step::Settle, call).await }.boxed()
         }))
     }
 

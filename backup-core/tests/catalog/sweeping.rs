@@ -21,7 +21,7 @@ async fn a_writer_that_wakes_up_after_the_sweeper_loses() {
     assert_eq!(w.states().await, ["aborted"]);
     let error = draft.commit(&metadata).await.unwrap_err();
     assert!(matches!(error, BackupError::Refused(_)), "{error}");
-    draft.discard().await.unwrap();
+    draft.discard().await.1.unwrap();
     assert_eq!(w.states().await, ["aborted"]);
     assert!(
         w.store.head(&key("redis/hourly/20260309_043820/redis.rdb.zst")).await.is_err(),

@@ -23,7 +23,8 @@ async fn at_every_call(make: impl Fn(u64) -> Fault, label: &str) {
         let next = w.back_up().await;
         assert_eq!(outcome(&next), (Outcome::Ok, String::new()), "{label} {n}: the next run");
         let captured = fake.log().iter().filter(|c| matches!(c, Asked::Release(_))).count();
-        let settled = fake.log().iter().filter(|c| matches!(c, Asked::Settle { .. })).count();
+        let settled =
+            fake.log().iter().filter(|c| matches!(c, Asked::Settle { .. } | Asked::SettleUnknown)).count();
         assert_eq!(captured, settled, "{label} {n}: every capture is released and settled");
         if injected == 0 {
             assert!(n > 20, "{label}: only {n} calls");
@@ -50,4 +51,47 @@ async fn lost_acknowledgements() {
 #[tokio::test]
 async fn a_store_that_fills_up() {
     at_every_call(|n| Fault::from(n).no_space(), "full").await;
+}
+
+#[tokio::test]
+async fn a_commit_that_nobody_can_judge_is_neither_acknowledged_nor_deleted_but_left_to_reclaim() {
+    let (mut listed, mut not_listed) = (0, 0);
+    for n in 1.. {
+        for arrives in [true, false] {
+            let fake = adapter();
+            let w = World::new(fake.clone()).await;
+            // From some call on, nothing that is asked of the store has an answer.
+            let fault = Fault::from(n).only(&[Call::Create, Call::Read]);
+            w.store.set_fault(Some(if arrives { fault.done_anyway() } else { fault }));
+            let report = w.back_up().await;
+            let injected = w.store.injected();
+            w.store.set_fault(None);
+            let good = w.states().await == ["good"];
+            let what = format!("call {n}, {arrives}");
+            if fake.log().contains(&Asked::Settle { committed: true }) {
+                assert!(good && report.is_ok(), "{what}: settled as committed");
+            }
+            if fake.log().contains(&Asked::Settle { committed: false }) {
+                assert!(!good, "{what}: settled as abandoned, but listed");
+            }
+            if fake.log().contains(&Asked::SettleUnknown) {
+                *(if good { &mut listed } else { &mut not_listed }) += 1;
+                assert!(
+                    !report.is_ok() && report.steps[0].notes[0].contains("may be committed"),
+                    "{report:?}"
+                );
+                assert_eq!(w.back_up().await.outcome(), Outcome::Ok, "{what}");
+                assert!(
+                    fake.log().contains(&Asked::Reclaim(vec![report.run_id])),
+                    "{what}: {:?}",
+                    fake.log()
+                );
+                assert_eq!(std::fs::read_dir(w.dir.path().join("state/runs")).unwrap().count(), 0, "{what}");
+            }
+            if injected == 0 {
+                assert!(listed > 0 && not_listed > 0, "{listed}, {not_listed}");
+                return;
+            }
+        }
+    }
 }

@@ -11,7 +11,7 @@ use super::{Bench, Damage, GRACE};
 use crate::adapter::{CheckPurpose, ContentCheck, HandContext};
 use crate::context::OpContext;
 use crate::error::{AdapterError, AdapterErrorKind, chain};
-use crate::id::RunId;
+use crate::id::{BackupId, Interval, RunId};
 use crate::metadata::Evidence;
 use crate::source::{ArtifactBody, BackupSource, ReadOutcome, Settlement};
 
@@ -58,12 +58,16 @@ pub async fn artifact_names_are_unique(bench: &Bench) {
 }
 
 async fn end(source: BackupSource, outcome: ReadOutcome) {
+    end_with(source, outcome, Settlement::Abandoned).await;
+}
+
+async fn end_with(source: BackupSource, outcome: ReadOutcome, settlement: Settlement) {
     let parts = source.into_parts();
     drop(parts.artifacts);
     // A report or an error: there is nothing to be trusted.
     let _reported = timeout(GRACE, (parts.release)(outcome)).await.expect("release ends soon");
     if let Some(settle) = parts.settle {
-        let settled = timeout(GRACE, settle(Settlement::Abandoned)).await.expect("settle ends soon");
+        let settled = timeout(GRACE, settle(settlement)).await.expect("settle ends soon");
         settled.expect("settle succeeds");
     }
 }
@@ -102,6 +106,23 @@ pub async fn a_capture_ends_without_being_read(bench: &Bench) {
     let before = bench.fixture.live().await;
     let source = bench.fixture.adapter().open(&bench.cx()).await.expect("open succeeds");
     end(source, ReadOutcome::Cancelled).await;
+    assert_usable(bench, &before).await;
+}
+
+/// Where nobody knows whether there was a commit, `settle` does no harm, and `reclaim` finds what it left.
+///
+/// # Panics
+/// When the adapter breaks the clause.
+pub async fn an_unknown_commit_is_left_to_reclaim(bench: &Bench) {
+    let before = bench.fixture.live().await;
+    let (adapter, cx) = (bench.fixture.adapter(), bench.cx());
+    let source = adapter.open(&cx).await.expect("open succeeds");
+    let interval = Interval::new("manual").expect("a valid name");
+    let id = BackupId { service: cx.service.clone(), interval, timestamp: cx.timestamp };
+    end_with(source, ReadOutcome::Failed, Settlement::Unknown(id)).await;
+    adapter.reclaim(&bench.cx(), std::slice::from_ref(&cx.run_id)).await.expect("reclaim succeeds");
+    let again = adapter.reclaim(&bench.cx(), &[cx.run_id]).await.expect("reclaim succeeds again");
+    assert!(again.is_empty(), "reclaim had not removed everything: {again:?}");
     assert_usable(bench, &before).await;
 }
 

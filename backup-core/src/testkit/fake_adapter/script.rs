@@ -59,6 +59,8 @@ pub enum Call {
         /// Whether the backup was committed.
         committed: bool,
     },
+    /// The capture's `settle`, where nobody knows whether the backup was committed.
+    SettleUnknown,
     /// `plan_restore`.
     Plan,
     /// `stage`.
