@@ -188,8 +188,8 @@ type Settle = Box<dyn FnOnce(Settlement) -> BoxFuture<'static, Result<(), Adapte
 /// # Contract
 /// * Artifact names are unique. The engine reads each body to its end, or drops it, **before** it asks for the next
 ///   artifact, so that several bodies may come from one sequential stream.
-/// * `release` runs exactly once, as soon as the last body ended or was dropped, on success, failure and cancellation:
-///   afterwards the service is undisturbed. It does not run if the process dies: what it would undo must be found by
+/// * `release` runs exactly once, as soon as the last body ended or was dropped, on success, failure, cancellation and
+///   after a panic: afterwards the service is undisturbed. It does not run if the process dies: what it would undo must be found by
 ///   `reclaim`, and stops and pauses go through
 ///   [`Interruption`](crate::runtime::Interruption).
 /// * `settle` runs exactly once after the commit or its failure, and ends what the service still holds for us (a

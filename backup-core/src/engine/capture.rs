@@ -1,10 +1,12 @@
 //! One service's backup, from the lock to the settlement.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::TimeDelta;
-use futures::TryStreamExt;
+use futures::future::BoxFuture;
+use futures::{FutureExt, TryStreamExt};
 use tokio::time::Instant;
 
 use super::{Inner, Run, StepReport, deadline, millis};
@@ -12,7 +14,7 @@ use crate::adapter::CheckPurpose;
 use crate::catalog::FactKind;
 use crate::catalog::{Draft, Filter, Listing, RESTORE_MD, SHA256SUMS};
 use crate::context::OpContext;
-use crate::error::{AdapterErrorKind, BackupError, Stage, StoreError, chain};
+use crate::error::{AdapterError, AdapterErrorKind, BackupError, Stage, StoreError, chain};
 use crate::event::{Event, Outcome};
 use crate::id::{BackupId, Interval, ServiceName};
 use crate::metadata::{
@@ -78,20 +80,18 @@ impl Inner {
         };
         let SourceParts { mut artifacts, release, settle } = source;
 
-        let read = self.bounded(&cx, budget, self.read(&cx, service, &draft, &mut artifacts)).await;
+        // From here on a panic is an error like any other: what was begun in the service is ended.
+        let read = caught(self.bounded(&cx, budget, self.read(&cx, service, &draft, &mut artifacts))).await;
         drop(artifacts);
         let outcome = match &read {
             Ok(_) => ReadOutcome::Complete,
             Err(BackupError::Cancelled) => ReadOutcome::Cancelled,
             Err(_) => ReadOutcome::Failed,
         };
-        let released = match tokio::time::timeout(RELEASE_GRACE, release(outcome)).await {
-            Ok(result) => result.map_err(|e| adapter_error(service, Stage::Release, e)),
-            Err(_) => Err(BackupError::Timeout { service: name.clone(), timeout: RELEASE_GRACE }),
-        };
+        let released = hook(service, Stage::Release, || release(outcome)).await;
         let committed = match (read, released) {
             (Ok(read), Ok(report)) => {
-                self.publish(run, service, &mut draft, read, report, started, step).await
+                caught(self.publish(run, service, &mut draft, read, report, started, step)).await
             }
             (Err(e), Ok(_)) => Err(e),
             (Ok(_), Err(e)) => Err(e),
@@ -123,13 +123,7 @@ impl Inner {
             if matches!(settlement, Settlement::Unknown(_)) {
                 run.guard.leave(name);
             }
-            let settled = tokio::time::timeout(RELEASE_GRACE, settle(settlement)).await;
-            let trouble = match settled {
-                Ok(Ok(())) => None,
-                Ok(Err(e)) => Some(adapter_error(service, Stage::Settle, e)),
-                Err(_) => Some(BackupError::Timeout { service: name.clone(), timeout: RELEASE_GRACE }),
-            };
-            if let Some(trouble) = trouble {
+            if let Err(trouble) = hook(service, Stage::Settle, || settle(settlement)).await {
                 let note = chain(&trouble);
                 self.warn(Some(name), note.clone());
                 step.notes.push(note);
@@ -205,7 +199,7 @@ impl Inner {
         cx: &OpContext,
         service: &PlannedService,
         draft: &Draft,
-        artifacts: &mut (impl futures::Stream<Item = Result<Artifact, crate::error::AdapterError>> + Unpin + Send),
+        artifacts: &mut (impl futures::Stream<Item = Result<Artifact, AdapterError>> + Unpin + Send),
     ) -> Result<Read, BackupError> {
         let mut read = Read { artifacts: Vec::new(), evidence: Evidence::default() };
         while let Some(artifact) =
@@ -454,10 +448,31 @@ impl Inner {
     }
 }
 
-pub(super) fn adapter_error(
+/// Runs one of the hooks that end a capture.
+async fn hook<T>(
     service: &PlannedService,
     stage: Stage,
-    source: crate::error::AdapterError,
-) -> BackupError {
+    hook: impl FnOnce() -> BoxFuture<'static, Result<T, AdapterError>>,
+) -> Result<T, BackupError> {
+    let ended = async {
+        match tokio::time::timeout(RELEASE_GRACE, hook()).await {
+            Ok(result) => result.map_err(|e| adapter_error(service, stage, e)),
+            Err(_) => Err(BackupError::Timeout { service: service.name.clone(), timeout: RELEASE_GRACE }),
+        }
+    };
+    caught(ended).await
+}
+
+/// `work`, with a panic in it as an error.
+async fn caught<T>(work: impl Future<Output = Result<T, BackupError>>) -> Result<T, BackupError> {
+    // Nothing that `work` changed is trusted afterwards: what it did not return is only discarded.
+    AssertUnwindSafe(work).catch_unwind().await.unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<&str>().copied();
+        let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+        Err(BackupError::Refused(format!("the program failed inside: {}", text.unwrap_or("a panic"))))
+    })
+}
+
+pub(super) fn adapter_error(service: &PlannedService, stage: Stage, source: AdapterError) -> BackupError {
     BackupError::Adapter { service: service.name.clone(), stage, source }
 }

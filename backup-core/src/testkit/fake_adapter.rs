@@ -145,11 +145,13 @@ impl FakeAdapter {
 
     /// Records a call, and does what the script says about it.
     async fn enter(&self, cx: &OpContext, step: Step, call: Call) -> Result<(), AdapterError> {
-        let (fails, hangs) = {
+        let (fails, hangs, panics) = {
             let mut state = self.state();
             state.log.push(call);
-            (state.script.failing.contains(&step), state.script.hanging.contains(&step))
+            let Script { failing, hanging, panicking, .. } = &state.script;
+            (failing.contains(&step), hanging.contains(&step), panicking.contains(&step))
         };
+        assert!(!panics, "{step} panics, as the script says");
         if hangs {
             return Err(until_over(cx).await);
         }
@@ -169,12 +171,8 @@ impl FakeAdapter {
     }
 
     fn artifact_of(&self, cx: &OpContext, name: &ArtifactName, chunks: Vec<Bytes>) -> Artifact {
-        let (fail_at, hang_at) = {
-            let script = &self.state().script;
-            (script.fail_at.get(name).copied(), script.hang_at.get(name).copied())
-        };
         let bytes: usize = chunks.iter().map(Bytes::len).sum();
-        let body = body(self.clone(), cx.clone(), name.clone(), chunks, fail_at, hang_at);
+        let body = body(self.clone(), cx.clone(), name.clone(), chunks);
         Artifact::stream(name.clone(), "fake", body).with_size_hint(u64::try_from(bytes).unwrap_or(u64::MAX))
     }
 
@@ -210,14 +208,17 @@ fn body(
     cx: OpContext,
     name: ArtifactName,
     chunks: Vec<Bytes>,
-    fail_at: Option<usize>,
-    hang_at: Option<usize>,
 ) -> BoxStream<'static, Result<Bytes, AdapterError>> {
+    let [fail_at, hang_at, panic_at] = {
+        let script = &adapter.state().script;
+        [&script.fail_at, &script.hang_at, &script.panic_at].map(|at| at.get(&name).copied())
+    };
     // One item more than there are chunks: the end may fail, too.
     stream::iter(chunks.into_iter().map(Some).chain([None]).enumerate())
         .then(move |(n, chunk)| {
             let (cx, adapter, name) = (cx.clone(), adapter.clone(), name.clone());
             async move {
+                assert!(panic_at != Some(n), "artifact `{name}` panics at chunk {n}, as the script says");
                 if hang_at == Some(n) {
                     return Err(until_over(&cx).await);
                 }

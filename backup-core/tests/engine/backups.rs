@@ -121,6 +121,43 @@ async fn cancelling_or_dropping_a_run_releases_the_service_and_leaves_nothing() 
 }
 
 #[tokio::test]
+async fn a_panic_anywhere_in_a_capture_still_releases_and_settles() {
+    let failed = |report: &RunReport, what: &str| {
+        assert_eq!(report.outcome(), Outcome::Failed, "{what}");
+        let error = outcome(report).1;
+        assert!(
+            error.contains("the program failed inside") && error.contains("as the script says"),
+            "{error}"
+        );
+    };
+    let fake = adapter();
+    fake.script(|s| s.panic_at.insert("two".parse().unwrap(), 1));
+    let w = World::new(fake.clone()).await;
+    failed(&w.back_up().await, "body");
+    let settled = Asked::Settle { committed: false };
+    assert_eq!(
+        fake.log().iter().rev().take(2).rev().cloned().collect::<Vec<_>>(),
+        [Asked::Release(ReadOutcome::Failed), settled.clone()]
+    );
+    assert!(w.entries().await.is_empty(), "nothing is left");
+
+    let fake = adapter();
+    fake.script(|s| s.panicking.insert(Step::Release));
+    let w = World::new(fake.clone()).await;
+    failed(&w.back_up().await, "release");
+    assert_eq!(fake.log().last(), Some(&settled));
+    assert!(w.entries().await.is_empty());
+
+    let fake = adapter();
+    fake.script(|s| s.panicking.insert(Step::Settle));
+    let w = World::new(fake.clone()).await;
+    let report = w.back_up().await;
+    assert_eq!(report.outcome(), Outcome::Ok);
+    assert!(report.steps[0].notes[0].contains("the program failed inside"), "{:?}", report.steps[0].notes);
+    assert_eq!(w.states().await, ["good"]);
+}
+
+#[tokio::test]
 async fn a_collapsed_backup_is_suspect_until_somebody_accepts_it() {
     let fake = adapter();
     let w = World::new(fake.clone()).await;

@@ -87,10 +87,14 @@ pub struct Script {
     pub failing: BTreeSet<Step>,
     /// Steps that hang until the operation is cancelled or its deadline passes.
     pub hanging: BTreeSet<Step>,
+    /// Steps that panic.
+    pub panicking: BTreeSet<Step>,
     /// Bodies that fail in place of a chunk, counted from 0.
     pub fail_at: BTreeMap<ArtifactName, usize>,
     /// Bodies that hang in place of a chunk, counted from 0.
     pub hang_at: BTreeMap<ArtifactName, usize>,
+    /// Bodies that panic in place of a chunk, counted from 0.
+    pub panic_at: BTreeMap<ArtifactName, usize>,
     /// Reported instead of the true counts.
     pub evidence: Option<Evidence>,
     /// Whether captures have a fingerprint.
@@ -107,8 +111,10 @@ impl Default for Script {
             live: Content::new(),
             failing: BTreeSet::new(),
             hanging: BTreeSet::new(),
+            panicking: BTreeSet::new(),
             fail_at: BTreeMap::new(),
             hang_at: BTreeMap::new(),
+            panic_at: BTreeMap::new(),
             evidence: None,
             fingerprint: false,
             only_if_changed: false,
