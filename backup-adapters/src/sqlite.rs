@@ -262,29 +262,48 @@ fn failed(what: &str, swap: &DatabaseSwap) -> impl Fn(io::Error) -> AdapterError
 }
 
 fn hand_steps(backup: &HandContext<'_>, artifact: &ArtifactMeta) -> [HandStep; 3] {
-    let restored = "restored.sqlite";
-    let path = artifact.attributes.get("path").and_then(|p| p.as_str()).unwrap_or("the database's path");
-    let path = shell_quote(path);
+    [
+        HandStep::new("Unpack the database.", format!("{} > {RESTORED}", backup.decode(artifact))),
+        HandStep::new(
+            "Check it.\nWith SQLite's own command line (package `sqlite3`).",
+            format!("test \"$(sqlite3 {RESTORED} 'PRAGMA integrity_check')\" = ok"),
+        ),
+        put_into_place(artifact),
+    ]
+}
+
+/// What the steps by hand call the unpacked database.
+const RESTORED: &str = "restored.sqlite";
+
+fn put_into_place(artifact: &ArtifactMeta) -> HandStep {
+    let title = "Put it into its place.";
+    let why = "`-wal`, `-journal` and `-shm` belong to the old database and would damage the new one";
+    // A name that is not UTF-8 is recorded with replacements.
+    let path = artifact.attributes.get("path").and_then(|p| p.as_str()).filter(|p| !p.contains('\u{fffd}'));
+    let Some(path) = path else {
+        let text = format!(
+            "{title}\nStop whatever uses the database. Move it away together with the files whose names begin with its \
+             own, if there are any ({why}), copy `{RESTORED}` there, give it the old one's owner and mode, and start the \
+             service again."
+        );
+        return HandStep::new(text, "");
+    };
+    let quoted = shell_quote(path);
     let number = |key: &str| artifact.attributes.get(key).and_then(|v| v.as_u64());
     let install = match (number("mode"), number("uid"), number("gid")) {
         (Some(mode), Some(uid), Some(gid)) => {
-            format!("install -m {mode:o} -o {uid} -g {gid} {restored} {path}")
+            format!("install -D -m {mode:o} -o {uid} -g {gid} {RESTORED} {quoted}")
         }
-        _ => format!("cp {restored} {path}"),
+        _ => format!("install -D {RESTORED} {quoted}"),
     };
-    [
-        HandStep::new("Unpack the database.", format!("{} > {restored}", backup.decode(artifact))),
-        HandStep::new(
-            "Check it with SQLite's own command line (package `sqlite3`).",
-            format!("test \"$(sqlite3 {restored} 'PRAGMA integrity_check')\" = ok"),
-        ),
-        HandStep::new(
-            format!(
-                "Stop whatever uses the database. Move {path} away together with its -wal, -journal and -shm, if \
-                 there are any: they belong to the old database and would damage the new one. Then `{install}`, and \
-                 start the service again."
-            ),
-            "",
-        ),
-    ]
+    let text = format!(
+        "{title}\nStop whatever uses `{path}` first, and start it again afterwards. What is there now stays beside it as \
+         `{path}.old`, with what belongs to it: {why}."
+    );
+    let command = format!(
+        "for part in '' -wal -journal -shm; do\n  \
+           if [ -e {quoted}\"$part\" ]; then mv -T --backup=numbered {quoted}\"$part\" {quoted}.old\"$part\"; fi\n\
+         done\n{install}"
+    );
+    HandStep::new(text, command)
 }

@@ -421,7 +421,7 @@ pub fn shell_quote(text: &str) -> String {
 /// One step of RESTORE.md.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HandStep {
-    /// What it does, a sentence.
+    /// What it does, a short sentence: a heading. After a line break, what else is to be known, as Markdown.
     pub text: String,
     /// The command, for `bash`, run in the backup's directory. Empty if there is none.
     pub command: String,

@@ -294,7 +294,15 @@ async fn the_commands_by_hand_give_the_database() {
     }
     std::fs::write(dir.path().join(&captured.metadata.artifacts[0].files[0].path), bytes).unwrap();
     let steps = db.adapter().by_hand(&backup_core::HandContext { metadata: &captured.metadata });
-    for step in steps.iter().filter(|s| !s.command.is_empty()) {
+    // The database of that time is in use, and its log is not empty: neither is lost, and neither spoils the new one.
+    let conn = db.connect();
+    conn.execute_batch("PRAGMA wal_autocheckpoint=0").unwrap();
+    insert(&conn, 5);
+    std::mem::forget(conn);
+    assert!(std::fs::metadata(db.beside("-wal")).unwrap().len() > 0);
+    for step in &steps {
+        let title = step.text.lines().next().unwrap();
+        assert!(title.len() <= 60, "a heading, not a paragraph: {title}");
         if step.command.contains("sqlite3") && !has_sqlite3() {
             continue;
         }
@@ -306,6 +314,8 @@ async fn the_commands_by_hand_give_the_database() {
         assert!(done.success(), "{}", step.command);
     }
     assert_eq!(rows(&dir.path().join("restored.sqlite")), 100);
+    assert_eq!((db.rows(), integrity(&db.path)), (100, "ok".to_owned()));
+    assert_eq!(rows(&db.beside(".old")), 105, "the old one is whole, too");
 }
 
 fn has_sqlite3() -> bool {

@@ -40,9 +40,14 @@ pub(super) fn restore_md(metadata: &Metadata, adapter: &dyn ServiceAdapter) -> S
         line("The files are encrypted: set IDENTITY to the file with the age identity first.");
     }
     let mut step = 1;
-    let mut section = |title: &str, command: &str| {
+    let mut section = |text: &str, command: &str| {
+        let (title, below) = text.split_once('\n').unwrap_or((text, ""));
         line("");
         line(&format!("## {step}. {title}"));
+        if !below.trim().is_empty() {
+            line("");
+            line(below.trim());
+        }
         if !command.is_empty() {
             line("");
             line("```sh");
