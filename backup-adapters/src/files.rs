@@ -17,7 +17,7 @@ use serde::Deserialize;
 
 use crate::tree::capture::{self, Job};
 use crate::tree::check::TarCheck;
-use crate::tree::hand;
+use crate::tree::hand::{self, LeftOut};
 use crate::tree::live::{Live, artifact_name, blocking, roots_attribute};
 use crate::tree::restore;
 use crate::tree::roots;
@@ -93,10 +93,20 @@ impl ServiceAdapter for Files {
     async fn open(&self, cx: &OpContext) -> Result<BackupSource, AdapterError> {
         let (roots, excluded) = self.live.roots(cx).await?;
         let attribute = roots_attribute(&roots)?;
+        let rules = self.live.rules.clone();
+        let (roots, excluded, left_out) = blocking(move || {
+            let left_out = LeftOut::find(&roots, &rules, &excluded);
+            Ok((roots, excluded, left_out))
+        })
+        .await?;
         let started = cx.clock.now();
         let job = Job { roots, rules: self.live.rules.clone(), excluded, on_change: self.on_change };
         let (stream, running) = capture::start(cx, job);
-        let artifact = Artifact::stream(artifact_name(cx), "tar", stream).with_attribute("roots", attribute);
+        let mut artifact =
+            Artifact::stream(artifact_name(cx), "tar", stream).with_attribute("roots", attribute);
+        if !left_out.is_empty() {
+            artifact = artifact.with_attribute(LeftOut::ATTRIBUTE, left_out.attribute()?);
+        }
         Ok(BackupSource::single(artifact, move |outcome| async move {
             let ended = running.ended().await;
             let (summary, until) = match ended {

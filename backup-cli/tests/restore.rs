@@ -147,23 +147,39 @@ fn damage_that_nobody_knew_of_changes_nothing() {
     assert!(world.ok(&["cleanup"]).err.contains("nothing to remove"));
 }
 
-/// The commands of RESTORE.md, run by `bash` in the backup's directory, put the same tree back into its place.
+/// Runs the commands of RESTORE.md, by `bash`, in the backup's directory.
+fn by_hand(text: &str, dir: &std::path::Path) {
+    let headings: Vec<&str> = text.lines().filter(|l| l.starts_with("## ")).collect();
+    assert!(headings.len() > 2 && headings.iter().all(|h| h.len() < 100), "{headings:#?}");
+    let blocks = text.split("```sh\n").skip(1).map(|block| block.split("```").next().unwrap());
+    let script = blocks.collect::<Vec<_>>().join("\n");
+    let output = Command::new("bash").args(["-c", &script]).current_dir(dir).output().unwrap();
+    assert!(output.status.success(), "{output:?}\n{script}");
+}
+
 #[test]
 fn by_hand_gives_the_same_tree() {
     let world = World::configured();
     world.ok(&["run"]);
     let text = world.ok(&["show", "data", "--by-hand"]).out;
-    let script: String = text
-        .split("```sh\n")
-        .skip(1)
-        .map(|block| block.split("```").next().unwrap())
-        .collect::<Vec<_>>()
-        .join("\n");
-    let dir = world.path(&format!("store/data/hourly/{FIRST}"));
     let before = tree(&world.path("data"));
     std::fs::remove_dir_all(world.path("data")).unwrap();
-    let mut bash = Command::new("bash");
-    let output = bash.args(["-euo", "pipefail", "-c", &script]).current_dir(&dir).output().unwrap();
-    assert!(output.status.success(), "{output:?}\n{script}");
+    by_hand(&text, &world.path(&format!("store/data/hourly/{FIRST}")));
     assert_eq!(tree(&world.path("data")), before);
+}
+
+/// The backup lies in the very folder that is replaced.
+#[test]
+fn by_hand_leaves_the_store_where_it_was() {
+    let world = World::new();
+    world.fill();
+    world.ok(&["run"]);
+    world.write("data/a.txt", "changed\n");
+    let text = world.ok(&["show", "files", "--by-hand"]).out;
+    assert!(text.contains("leaves out `") && text.contains("/work/backups`"), "{text}");
+    by_hand(&text, &world.path(&format!("backups/files/manual/{FIRST}")));
+    assert_eq!(world.read("data/a.txt"), "alpha\n");
+    assert_eq!(std::fs::read(world.path("../work.old/data/a.txt")).unwrap(), b"changed\n");
+    assert_eq!(world.good(), [format!("files/manual/{FIRST}")]);
+    world.ok(&["verify"]);
 }

@@ -206,7 +206,7 @@ fn counter(cx: &OpContext, live: &Live, root: &Root) -> Result<Counter, AdapterE
 }
 
 /// Mount points below `dir`, from the kernel's table.
-fn mounts_below(dir: &Path) -> io::Result<Vec<PathBuf>> {
+pub(crate) fn mounts_below(dir: &Path) -> io::Result<Vec<PathBuf>> {
     use std::os::unix::ffi::OsStringExt;
     let table = fs::read("/proc/self/mountinfo")?;
     let points = table.split(|b| *b == b'\n').filter_map(|line| line.split(|b| *b == b' ').nth(4));

@@ -80,6 +80,11 @@ impl Excluded {
         self.ids.contains(&id) || self.paths.contains(path)
     }
 
+    /// Those that lie below `dir`.
+    pub(crate) fn below<'a>(&'a self, dir: &'a Path) -> impl Iterator<Item = &'a Path> {
+        self.paths.iter().map(PathBuf::as_path).filter(move |p| *p != dir && p.starts_with(dir))
+    }
+
     /// The one that `path` lies in.
     pub(crate) fn around(&self, path: &Path) -> Option<&Path> {
         path.ancestors().find_map(|p| self.paths.get(p)).map(PathBuf::as_path)

@@ -2,6 +2,7 @@
 #![cfg(all(feature = "files", feature = "env"))]
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
+mod by_hand;
 mod capture;
 mod conformance;
 mod env;

@@ -43,7 +43,7 @@ pub(super) fn restore_md(metadata: &Metadata, adapter: &dyn ServiceAdapter) -> S
     let mut section = |text: &str, command: &str| {
         let (title, below) = text.split_once('\n').unwrap_or((text, ""));
         line("");
-        line(&format!("## {step}. {title}"));
+        line(&format!("## {step}. {}", title.trim_end_matches('.')));
         if !below.trim().is_empty() {
             line("");
             line(below.trim());
