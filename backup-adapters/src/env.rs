@@ -11,7 +11,8 @@ use backup_core::{
     AdapterConfig, AdapterError, AdapterErrorKind, Artifact, ArtifactMeta, BackupSource, BuildContext,
     Capabilities, CaptureReport, CheckPurpose, ConfigError, Consistency, ContentCheck, DiscoverContext,
     Discovered, Discovery, Evidence, HandContext, HandStep, LeftOut, Leftover, Metadata, OpContext,
-    ReadOutcome, RestorePlan, RestoreSource, RestoreTarget, RunId, ServiceAdapter, ServiceName, StepToken,
+    ReadOutcome, Replaced, RestorePlan, RestoreSource, RestoreTarget, RunId, ServiceAdapter, ServiceName,
+    StepToken,
 };
 use futures::StreamExt;
 use serde::Deserialize;
@@ -158,6 +159,10 @@ impl ServiceAdapter for Env {
         source: &RestoreSource,
     ) -> Result<StepToken, AdapterError> {
         restore::stage(cx, &self.live, plan, source).await
+    }
+
+    fn replaces(&self, staged: &StepToken) -> Option<Vec<Replaced>> {
+        restore::replaces(staged)
     }
 
     async fn switch(

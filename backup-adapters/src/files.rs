@@ -10,8 +10,8 @@ use async_trait::async_trait;
 use backup_core::{
     AdapterConfig, AdapterError, AdapterErrorKind, Artifact, ArtifactMeta, BackupSource, BuildContext,
     Capabilities, CaptureReport, CheckPurpose, ConfigError, Consistency, ContentCheck, DiscoverContext,
-    Discovery, Evidence, HandContext, HandStep, Leftover, Metadata, OpContext, ReadOutcome, RestorePlan,
-    RestoreSource, RestoreTarget, RunId, ServiceAdapter, StepToken,
+    Discovery, Evidence, HandContext, HandStep, Leftover, Metadata, OpContext, ReadOutcome, Replaced,
+    RestorePlan, RestoreSource, RestoreTarget, RunId, ServiceAdapter, StepToken,
 };
 use serde::Deserialize;
 
@@ -153,6 +153,10 @@ impl ServiceAdapter for Files {
         source: &RestoreSource,
     ) -> Result<StepToken, AdapterError> {
         restore::stage(cx, &self.live, plan, source).await
+    }
+
+    fn replaces(&self, staged: &StepToken) -> Option<Vec<Replaced>> {
+        restore::replaces(staged)
     }
 
     async fn switch(

@@ -147,6 +147,38 @@ fn damage_that_nobody_knew_of_changes_nothing() {
     assert!(world.ok(&["cleanup"]).err.contains("nothing to remove"));
 }
 
+/// The store lies below the root: entries change places one by one.
+#[test]
+fn what_is_shown_names_the_real_places() {
+    let world = World::new();
+    world.fill();
+    world.ok(&["run"]);
+    world.write("data/a.txt", "changed\n");
+    let aside = |out: &str| {
+        let words = out.split(['`', ' ', '\n', ',']);
+        let mut found: Vec<String> = words.filter(|w| w.contains(".backup.")).map(str::to_owned).collect();
+        found.sort();
+        found.dedup();
+        found
+    };
+    let there = || {
+        let all = tree(&world.path("")).into_iter().map(|(name, _)| world.path(&name));
+        let all = all.filter(|p| p.file_name().unwrap().to_str().unwrap().contains(".backup."));
+        all.map(|p| p.canonicalize().unwrap().display().to_string()).collect::<Vec<_>>()
+    };
+    let restored = world.ok(&["restore", "files", "--yes"]);
+    assert_eq!(there().len(), 1);
+    assert_eq!(aside(&restored.out), there(), "{restored:#?}");
+    assert_eq!(aside(&restored.err), there(), "{restored:#?}");
+    let cleanup = world.ok(&["cleanup", "--dry-run"]);
+    assert_eq!(aside(&cleanup.out), there(), "{cleanup:#?}");
+    let before = there();
+    let undone = world.ok(&["undo", "files", "--yes"]);
+    assert_eq!(aside(&undone.out), before, "{undone:#?}");
+    let cleanup = world.ok(&["cleanup", "--dry-run"]);
+    assert_eq!(aside(&cleanup.out), there(), "{cleanup:#?}");
+}
+
 /// Runs the commands of RESTORE.md, by `bash`, in the backup's directory.
 fn by_hand(text: &str, dir: &std::path::Path) {
     let headings: Vec<&str> = text.lines().filter(|l| l.starts_with("## ")).collect();

@@ -95,6 +95,13 @@ pub trait ServiceAdapter: fmt::Debug + Send + Sync + 'static {
         Err(AdapterError::unsupported(format!("`{}` cannot restore", self.kind())))
     }
 
+    /// What the staged data will replace, where that is more than the plan could say: takes the place of
+    /// [`RestorePlan::replaces`] in the journal, in reports and in what `undo` shows. `None`: the plan said it all.
+    fn replaces(&self, staged: &StepToken) -> Option<Vec<Replaced>> {
+        let _unused = staged;
+        None
+    }
+
     /// Makes the staged data live and keeps what was there aside, e.g. as `<name>.backup.<timestamp>`.
     /// On `Err` the old data is live, as if nothing had happened.
     async fn switch(

@@ -108,7 +108,7 @@ pub(crate) fn plan(
         space.push(SpaceNeed { path: existing(dir), bytes });
     }
     let token = StepToken::new(&Plan { artifact: artifact.name.clone(), roots, to })?;
-    Ok(RestorePlan { target: target.clone(), steps, replaces, space, token })
+    Ok(RestorePlan { target: target.clone(), steps, replaces: told(replaces), space, token })
 }
 
 fn check_empty(cx: &OpContext, dir: &Path) -> Result<(), AdapterError> {
@@ -175,20 +175,64 @@ fn plan_live(
             holder.command
         )));
     }
-    let mut kept_as = keep_aside::kept_path(&root.path, cx.timestamp).display().to_string();
-    if there.is_dir() && !counter(cx, live, root)?.left_out.is_empty() {
-        kept_as = format!("the entries in it, each as `<name>.backup.{}`", cx.timestamp);
-        steps.push(format!(
-            "build `{path}` beside its place, then exchange its entries; what the backup leaves out stays in place"
-        ));
+    let left_out = if there.is_dir() { counter(cx, live, root)?.left_out } else { Vec::new() };
+    let mut kept = Vec::new();
+    if left_out.is_empty() {
+        steps.push(format!("build `{path}` beside its place, then exchange the two"));
+        kept.push(root.path.clone());
     } else {
+        let names: Vec<String> = left_out.iter().map(|(p, _)| format!("`{}`", p.display())).collect();
         steps.push(format!(
-            "build `{path}` beside its place, then exchange the two; the old one stays as `{kept_as}`"
+            "build `{path}` beside its place, then exchange their entries; what the backup leaves out stays: {}",
+            few(&names)
         ));
+        let stays = left_out.into_iter().map(|(path, _)| path).collect();
+        units::kept_aside(&root.path, &stays, &mut kept).map_err(look)?;
     }
-    let (_, changed_at) = keep_aside::measure(&root.path).map_err(look)?;
-    replaces.push(Replaced { what: path.to_string(), kept_as, changed_at });
+    for path in kept {
+        let kept_as = units::free_kept_path(&path, cx.timestamp).map_err(look)?.0;
+        let (_, changed_at) = keep_aside::measure(&path).map_err(look)?;
+        let what = path.display().to_string();
+        replaces.push(Replaced { what, kept_as: kept_as.display().to_string(), changed_at });
+    }
     Ok(())
+}
+
+/// How many replaced entries are named.
+const NAMED: usize = 20;
+
+/// The first of what is replaced, and how many more there are.
+fn told(mut replaces: Vec<Replaced>) -> Vec<Replaced> {
+    if replaces.len() > NAMED + 1 {
+        let more = replaces.split_off(NAMED);
+        replaces.push(Replaced {
+            what: format!("{} more entries", more.len()),
+            kept_as: "`<name>.backup.<time>` beside each".to_owned(),
+            changed_at: more.iter().filter_map(|r| r.changed_at).max(),
+        });
+    }
+    replaces
+}
+
+/// The first of `names`, and how many more there are.
+fn few(names: &[String]) -> String {
+    const FEW: usize = 5;
+    let first = names.iter().take(FEW).cloned().collect::<Vec<_>>().join(", ");
+    if names.len() > FEW { format!("{first} and {} more", names.len() - FEW) } else { first }
+}
+
+/// What staged data will replace.
+pub(crate) fn replaces(staged: &StepToken) -> Option<Vec<Replaced>> {
+    let done: Done = staged.get().ok()?;
+    let replaced = |unit: &Unit| {
+        let (what, kept) = (unit.target(), unit.kept()?);
+        Some(Replaced {
+            what: what.display().to_string(),
+            kept_as: kept.display().to_string(),
+            changed_at: None,
+        })
+    };
+    Some(told(done.units.iter().filter_map(replaced).collect()))
 }
 
 /// Walks a live root by the rules, to see what stays.

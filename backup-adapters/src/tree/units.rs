@@ -42,7 +42,7 @@ fn rename_to_free(from: &Path, to: &Path) -> io::Result<()> {
 }
 
 /// The name for what is kept aside; a later second if the name is taken.
-fn free_kept_path(target: &Path, mut at: Timestamp) -> io::Result<(PathBuf, Timestamp)> {
+pub(crate) fn free_kept_path(target: &Path, mut at: Timestamp) -> io::Result<(PathBuf, Timestamp)> {
     loop {
         let kept = keep_aside::kept_path(target, at);
         if identity(&kept)?.is_none() {
@@ -214,6 +214,33 @@ pub(crate) fn pinned(left_out: Vec<(PathBuf, Why)>, root: &Path, staged: &Path) 
     left_out.into_iter().filter(stays).map(|(path, _)| path).collect()
 }
 
+/// Whether something that has to stay lies below `path`.
+fn holds_pinned(pinned: &Pinned, path: &Path) -> bool {
+    pinned.range(path.to_owned()..).next().is_some_and(|p| p.starts_with(path))
+}
+
+/// What of the live `root` will be kept aside by [`plan`], as far as that can be told without the staged data.
+pub(crate) fn kept_aside(root: &Path, pinned: &Pinned, out: &mut Vec<PathBuf>) -> io::Result<()> {
+    if pinned.is_empty() {
+        out.push(root.to_owned());
+        return Ok(());
+    }
+    let mut entries = fs::read_dir(root)?.collect::<io::Result<Vec<_>>>()?;
+    entries.sort_unstable_by_key(fs::DirEntry::file_name);
+    for entry in entries {
+        let path = entry.path();
+        if pinned.contains(&path) {
+            continue;
+        }
+        if entry.file_type()?.is_dir() && holds_pinned(pinned, &path) {
+            kept_aside(&path, pinned, out)?;
+        } else {
+            out.push(path);
+        }
+    }
+    Ok(())
+}
+
 /// The units that bring `staged` to `root`.
 pub(crate) fn plan(
     staged: &Path,
@@ -239,7 +266,7 @@ pub(crate) fn plan(
         if pinned.contains(&live) {
             continue;
         }
-        let holds_pinned = pinned.range(live.clone()..).next().is_some_and(|p| p.starts_with(&live));
+        let holds_pinned = holds_pinned(pinned, &live);
         let there = new.symlink_metadata().ok();
         match there {
             Some(meta) if holds_pinned && meta.is_dir() => plan(&new, &live, pinned, at, out)?,

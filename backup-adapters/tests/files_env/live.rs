@@ -175,6 +175,71 @@ async fn stores_and_what_was_left_out_stay_in_place() {
     assert_eq!(now(&top), changed);
 }
 
+/// What the operator reads before, after and when it is undone names the places where the old data really is.
+#[tokio::test]
+async fn where_entries_change_places_one_by_one_their_real_places_are_told() {
+    let mut bench = Bench::new::<FilesConfig>("paths = ['app']\nexclude = ['.env']");
+    let top = bench.path("app");
+    bench.excluded = vec![top.join("var/store")];
+    let same = ["src/a", "var/deep/x", "var/store/store.json", ".env"];
+    same.iter().for_each(|name| write(&top.join(name), "old"));
+    let captured = bench.capture().await.unwrap();
+    // The store was written later, as it always is: that is no write that would be lost.
+    let old = std::time::SystemTime::UNIX_EPOCH;
+    for name in ["src", "src/a", "var/deep", "var/deep/x"] {
+        fs::File::open(top.join(name)).unwrap().set_modified(old).unwrap();
+    }
+    write(&top.join("later"), "new");
+    fs::File::open(top.join("later")).unwrap().set_modified(old).unwrap();
+    // Names of an earlier restore are taken.
+    write(&top.join("src.backup.20260102_000000"), "earlier");
+
+    let cx = bench.context("20260102_000000");
+    let plan = bench.adapter.plan_restore(&cx, &captured.metadata, &RestoreTarget::Live).await.unwrap();
+    assert!(plan.steps[0].contains("`.env`") || plan.steps[0].contains(".env`"), "{:?}", plan.steps);
+    assert!(plan.steps[0].contains("var/store`"), "{:?}", plan.steps);
+    let source = source(captured.bytes.clone(), &captured.metadata);
+    let staged = bench.adapter.stage(&cx, &plan, &source).await.unwrap();
+    let told = bench.adapter.replaces(&staged).unwrap();
+    let places = |replaces: &[Replaced]| -> Vec<(String, String)> {
+        replaces.iter().map(|r| (r.what.clone(), r.kept_as.clone())).collect()
+    };
+    assert_eq!(places(&told), places(&plan.replaces));
+    let expected = [
+        ("later", "later.backup.20260102_000000"),
+        ("src", "src.backup.20260102_000001"),
+        ("var/deep", "var/deep.backup.20260102_000000"),
+    ];
+    let full = |name: &str| top.join(name).display().to_string();
+    assert_eq!(places(&told), expected.map(|(what, kept)| (full(what), full(kept))));
+    assert!(plan.replaces.iter().all(|r| r.changed_at == Some(chrono::DateTime::UNIX_EPOCH)), "{plan:?}");
+
+    let switched = bench.adapter.switch(&cx, &plan, &staged).await.unwrap();
+    let left = bench.adapter.leftovers(&cx, &switched).await.unwrap();
+    let mut left: Vec<String> = left.into_iter().map(|l| l.what).collect();
+    left.sort();
+    assert_eq!(left, expected.map(|(_, kept)| full(kept)));
+    assert_eq!(
+        (read(&top.join("later.backup.20260102_000000")), top.join("later").exists()),
+        ("new".into(), false)
+    );
+}
+
+#[tokio::test]
+async fn a_hundred_replaced_entries_are_not_all_named() {
+    let mut bench = Bench::new::<FilesConfig>("paths = ['app']");
+    let top = bench.path("app");
+    bench.excluded = vec![top.join("store")];
+    write(&top.join("store/x"), "x");
+    (0..100).for_each(|n| write(&top.join(format!("f{n:03}")), "old"));
+    let captured = bench.capture().await.unwrap();
+    let cx = bench.context("20260102_000000");
+    let plan = bench.adapter.plan_restore(&cx, &captured.metadata, &RestoreTarget::Live).await.unwrap();
+    assert_eq!(plan.replaces.len(), 21);
+    assert_eq!(plan.replaces[20].what, "80 more entries");
+    assert!(plan.replaces[20].changed_at.is_some());
+}
+
 /// Ends the program even if the test fails.
 struct Program(Child);
 

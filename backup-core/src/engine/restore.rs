@@ -310,6 +310,9 @@ impl Inner {
                 return Err(e);
             }
         };
+        if let Some(replaces) = adapter.replaces(&staged) {
+            journal.plan.replaces = replaces;
+        }
         journal.staged = Some(staged.clone());
         journal.phase = RestorePhase::Switching;
         self.state.write_restore(&journal)?;
