@@ -15,7 +15,7 @@ use crate::catalog::{BackupState, Entry};
 use crate::context::OpContext;
 use crate::error::{AdapterError, AdapterErrorKind, BackupError, Stage, chain};
 use crate::event::Event;
-use crate::id::{BackupId, Interval, ServiceName};
+use crate::id::{BackupId, Interval, ServiceName, Timestamp};
 use crate::keep_aside;
 use crate::metadata::{ArtifactMeta, Metadata};
 use crate::plan::PlannedService;
@@ -64,6 +64,8 @@ pub struct RestorePreview {
     pub passed_over: Vec<String>,
     /// The adapter's plan.
     pub plan: RestorePlan,
+    /// Names what will be kept aside, unless another restore takes the name before.
+    pub at: Timestamp,
 }
 
 impl Engine {
@@ -108,7 +110,7 @@ impl Engine {
             inner.refuse_own(dir)?;
         }
         let run = inner.quiet_run("restore", request.cancel.child_token())?;
-        let at = inner.restore_moment(&inner.state.restores(&request.service)?);
+        let at = Inner::restore_moment(inner.now(), &inner.state.restores(&request.service)?);
         let mut cx = inner.context(&run, service, at, deadline(service.timeout))?;
         cx.force = request.force;
         let plan = service
@@ -117,7 +119,7 @@ impl Engine {
             .await
             .map_err(|e| super::capture::adapter_error(service, Stage::PlanRestore, e))?;
         inner.check_space(&plan)?;
-        Ok(RestorePreview { request: request.clone(), entry, metadata, passed_over, plan })
+        Ok(RestorePreview { request: request.clone(), entry, metadata, passed_over, plan, at })
     }
 
     /// Restores what was previewed. The plan is made anew under the service's lock; what is live stays untouched until
@@ -254,7 +256,7 @@ impl Inner {
         step.plain_bytes = metadata.plain_bytes();
         step.stored_bytes = metadata.size_bytes;
         step.notes.extend(preview.passed_over.iter().map(|line| format!("passed over: {line}")));
-        let at = self.restore_moment(&self.state.restores(name)?);
+        let at = Self::restore_moment(preview.at, &self.state.restores(name)?);
         let mut cx = self.context(run, service, at, deadline(service.timeout))?;
         cx.force = preview.request.force;
         let adapter = &service.adapter;
@@ -384,7 +386,7 @@ impl Inner {
             return error;
         };
         let mut later = unhurried(cx);
-        later.timestamp = self.restore_moment(std::slice::from_ref(&journal));
+        later.timestamp = Self::restore_moment(self.now(), std::slice::from_ref(&journal));
         journal.phase = RestorePhase::Undoing;
         journal.undo_at = Some(later.timestamp);
         let undone = async {

@@ -24,11 +24,11 @@ impl Settled {
 }
 
 impl Inner {
-    /// The moment that names what a restore or its undo keeps aside: now, but later than what `journals` tell of, so
+    /// The moment that names what a restore or its undo keeps aside: `at`, but later than what `journals` tell of, so
     /// that names are never taken twice within a second, or by a clock that goes backwards.
-    pub(super) fn restore_moment(&self, journals: &[RestoreJournal]) -> Timestamp {
+    pub(super) fn restore_moment(at: Timestamp, journals: &[RestoreJournal]) -> Timestamp {
         let known = journals.iter().flat_map(|j| [Some(Timestamp::new(j.started_at)), j.undo_at]);
-        known.flatten().fold(self.now(), |at, known| at.max(known.next()))
+        known.flatten().fold(at, |at, known| at.max(known.next()))
     }
 
     /// Brings restores that were killed midway to an end: what was going live goes live, what was not is removed.
@@ -103,7 +103,7 @@ impl Inner {
     fn begin_undo(&self, journal: &mut RestoreJournal) -> Result<Timestamp, BackupError> {
         let at = match journal.undo_at {
             Some(at) => at,
-            None => self.restore_moment(&self.state.restores(&journal.service)?),
+            None => Self::restore_moment(self.now(), &self.state.restores(&journal.service)?),
         };
         journal.undo_at = Some(at);
         journal.phase = RestorePhase::Undoing;

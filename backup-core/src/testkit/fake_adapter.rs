@@ -13,8 +13,8 @@ use futures::{FutureExt, StreamExt};
 use serde::{Deserialize, Serialize};
 
 use crate::adapter::{
-    Capabilities, CheckPurpose, ContentCheck, HandContext, HandStep, Leftover, RestorePlan, RestoreSource,
-    RestoreTarget, ServiceAdapter, SpaceNeed, StepToken,
+    Capabilities, CheckPurpose, ContentCheck, HandContext, HandStep, Leftover, Replaced, RestorePlan,
+    RestoreSource, RestoreTarget, ServiceAdapter, SpaceNeed, StepToken,
 };
 use crate::context::OpContext;
 use crate::error::{AdapterError, AdapterErrorKind, ConfigError};
@@ -311,7 +311,10 @@ impl ServiceAdapter for FakeAdapter {
         let steps = backup.artifacts.iter().map(|a| format!("restore `{}` {what}", a.name)).collect();
         let space = vec![SpaceNeed { path: cx.spool.clone(), bytes: backup.plain_bytes() }];
         let token = StepToken::new(&Token::Staged(cx.run_id.to_string()))?;
-        Ok(RestorePlan { target: target.clone(), steps, replaces: Vec::new(), space, token })
+        let what = "the content".to_owned();
+        let kept = Replaced { what, kept_as: format!("kept.{}", cx.timestamp), changed_at: None };
+        let replaces = if *target == RestoreTarget::Live { vec![kept] } else { Vec::new() };
+        Ok(RestorePlan { target: target.clone(), steps, replaces, space, token })
     }
 
     async fn stage(

@@ -43,6 +43,25 @@ async fn a_restore_brings_the_content_back_keeps_the_old_and_can_be_undone_and_r
 }
 
 #[tokio::test]
+async fn what_is_kept_aside_has_the_name_that_was_shown_unless_it_is_taken() {
+    let fake = adapter();
+    let w = World::new(fake.clone()).await;
+    changed(&w, &fake).await;
+    let request = RestoreRequest::new(a());
+    let (first, second) =
+        (w.engine.plan_restore(&request).await.unwrap(), w.engine.plan_restore(&request).await.unwrap());
+    // As long as somebody thinks about it.
+    w.clock.advance_secs(600);
+    assert_eq!(outcome(&w.engine.restore(&first).await.unwrap()), (Outcome::Ok, String::new()));
+    assert_eq!(outcome(&w.engine.restore(&second).await.unwrap()), (Outcome::Ok, String::new()));
+    let kept: Vec<_> =
+        w.engine.state().restores(&a()).unwrap().into_iter().map(|j| j.plan.replaces).collect();
+    assert_eq!(kept[0], first.plan.replaces);
+    assert_ne!(kept[1], kept[0]);
+    w.engine.undo(&a(), CancellationToken::new()).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_damaged_backup_never_goes_live() {
     let fake = adapter();
     let w = World::new(fake.clone()).await;
