@@ -20,8 +20,15 @@ fn restore_undo_cleanup() {
     assert_eq!(world.read("data/a.txt"), "alpha\n");
     assert_eq!(world.read("data/sub/b.txt"), "beta\n");
 
+    let ends_undo = "`backup undo data` is impossible afterwards";
+    assert!(world.ok(&["cleanup", "--dry-run"]).out.contains(ends_undo));
+
     world.ok(&["undo", "data", "--yes"]);
     assert_eq!(world.read("data/a.txt"), "changed\n");
+    // It is impossible already.
+    let cleanup = world.ok(&["cleanup", "--dry-run"]);
+    assert!(!cleanup.out.contains("impossible"), "{cleanup:#?}");
+    assert_eq!(world.run(&["undo", "data", "--yes"]).code, 4);
 
     let beside = || tree(&world.path("")).into_iter().filter(|(path, _)| path.contains(".backup.")).count();
     assert!(beside() > 0);

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use backup_core::ServiceName;
 use backup_core::engine::CleanupItem;
+use backup_core::state::RestorePhase;
 use serde_json::json;
 
 use crate::context::{Context, Done};
@@ -14,7 +15,7 @@ use crate::ui::{BOLD, YELLOW, paint};
 
 /// Remove what restores kept aside, and what interrupted ones left
 ///
-/// What is live stays. Afterwards those restores can no longer be undone.
+/// What is live stays. Afterwards restores that are live can no longer be undone.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -41,7 +42,10 @@ impl Args {
             cx.ui.note("nothing to remove");
             return Ok(done);
         }
-        items.iter().for_each(|item| show(cx, item));
+        for item in &items {
+            let service = session.plan().service(item.journal.service.as_str())?;
+            show(cx, item, service.adapter.capabilities().undo);
+        }
         if self.dry_run {
             cx.ui.note(&format!("would remove {} (--dry-run)", format::size(bytes)));
             return Ok(done.with("dry_run", true));
@@ -58,10 +62,13 @@ impl Args {
     }
 }
 
-fn show(cx: &Context, CleanupItem { journal, leftovers }: &CleanupItem) {
+fn show(cx: &Context, CleanupItem { journal, leftovers }: &CleanupItem, can_undo: bool) {
+    // One that was undone, or never went live, has nothing to undo.
+    let undoable = can_undo && journal.phase == RestorePhase::Switched;
     cx.ui.json(&json!({
         "event": "plan", "verb": "cleanup", "service": journal.service, "backup": journal.backup,
         "phase": journal.phase, "started_at": journal.started_at, "leftovers": leftovers,
+        "ends_undo": undoable,
     }));
     let mut out = vec![paint(
         BOLD,
@@ -78,7 +85,8 @@ fn show(cx: &Context, CleanupItem { journal, leftovers }: &CleanupItem) {
         );
     } else if leftovers.is_empty() {
         out.push("  has nothing left but its journal".to_owned());
-    } else {
+    }
+    if undoable {
         out.push(paint(YELLOW, &format!("  `backup undo {}` is impossible afterwards", journal.service)));
     }
     cx.ui.product(&out.join("\n"));

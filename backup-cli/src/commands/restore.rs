@@ -75,7 +75,8 @@ impl Args {
         preview.request.cancel = cx.interrupt.graceful();
         let report = session.engine.restore(&preview).await?;
         let done = report::conclude(cx, &report, "restored");
-        if done.code == exit_code::OK && self.to.is_none() && !preview.plan.replaces.is_empty() {
+        let undo = session.plan().service(self.service.as_str())?.adapter.capabilities().undo;
+        if done.code == exit_code::OK && self.to.is_none() && undo && !preview.plan.replaces.is_empty() {
             cx.ui.note(&format!(
                 "to go back: backup undo {0}; when all is well: backup cleanup {0}",
                 self.service
