@@ -52,14 +52,22 @@ fn a_restore_into_a_disk_that_fills_up_fails_clearly_and_leaves_nothing() {
     world.ok(&["run"]);
     world.write("data/a.txt", "changed");
     std::fs::create_dir(world.path("disk")).unwrap();
+    // First there is room for the bytes alone, which is known before; then for the bytes, but not for the names.
     let text = "
         mount -t tmpfs -o size=400k none disk
-        if $B restore data --to disk/out; then exit 50; fi
-        [ -z \"$(find disk -type f)\" ] || exit 51
+        if $B restore data --to disk/out 2>refused; then exit 50; fi
+        [ -z \"$(ls -A disk)\" ] || exit 51
+        umount disk; mount -t tmpfs -o size=4m,nr_inodes=50 none disk
+        if $B restore data --to disk/new/out 2>full; then exit 52; fi
+        [ -z \"$(ls -A disk)\" ] || exit 53
+        mkdir disk/out
+        if $B restore data --to disk/out; then exit 54; fi
+        [ -d disk/out ] || exit 55
         $B cleanup --yes";
     let ran = script(&world, text);
     assert_eq!(ran.code, 0, "{ran:#?}");
-    assert!(ran.err.contains("No space left on device"), "{ran:#?}");
+    assert!(world.read("refused").contains("not enough room"), "{}", world.read("refused"));
+    assert!(world.read("full").contains("No space left on device"), "{}", world.read("full"));
     assert!(ran.err.contains("nothing to remove"), "{ran:#?}");
     assert_eq!(world.read("data/a.txt"), "changed");
 }

@@ -5,8 +5,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use backup_core::{
-    AdapterError, AdapterErrorKind, ArtifactMeta, ArtifactName, Leftover, Metadata, OpContext, Replaced,
-    RestorePlan, RestoreSource, RestoreTarget, SpaceNeed, StepToken, keep_aside,
+    AdapterError, AdapterErrorKind, ArtifactMeta, ArtifactName, Evidence, Leftover, Metadata, OpContext,
+    Replaced, RestorePlan, RestoreSource, RestoreTarget, SpaceNeed, StepToken, keep_aside,
 };
 use serde::{Deserialize, Serialize};
 
@@ -80,7 +80,7 @@ pub(crate) fn plan(
     target: &RestoreTarget,
 ) -> Result<RestorePlan, AdapterError> {
     let (artifact, roots) = archive(backup)?;
-    let bytes = backup.evidence.counts.get("bytes").copied().unwrap_or(artifact.plain_bytes);
+    let bytes = room(artifact, &backup.evidence);
     let mut steps = Vec::new();
     let mut replaces = Vec::new();
     let mut space: Vec<SpaceNeed> = Vec::new();
@@ -109,6 +109,18 @@ pub(crate) fn plan(
     }
     let token = StepToken::new(&Plan { artifact: artifact.name.clone(), roots, to })?;
     Ok(RestorePlan { target: target.clone(), steps, replaces: told(replaces), space, token })
+}
+
+/// What a file or directory takes up at least, on most file systems.
+const FS_BLOCK: u64 = 4096;
+
+/// Bytes that the restored tree takes up: each file in whole blocks, and a block for each directory.
+fn room(artifact: &ArtifactMeta, evidence: &Evidence) -> u64 {
+    let count = |name: &str| evidence.counts.get(name).copied();
+    // The archive itself rounds up each file, and has a header for everything.
+    let Some(bytes) = count("bytes") else { return artifact.plain_bytes };
+    let entries = count("files").unwrap_or(0).saturating_add(count("directories").unwrap_or(0));
+    bytes.saturating_add(entries.saturating_mul(FS_BLOCK))
 }
 
 fn check_empty(cx: &OpContext, dir: &Path) -> Result<(), AdapterError> {

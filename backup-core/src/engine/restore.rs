@@ -274,6 +274,7 @@ impl Inner {
             started_at: self.clock.now().max(cx.timestamp.time()),
             switched_at: None,
             undo_at: None,
+            makes: missing(&plan.target),
             phase: RestorePhase::Staging,
             plan,
             staged: None,
@@ -424,12 +425,26 @@ impl Inner {
         token: &StepToken,
     ) -> bool {
         let removed = match service.adapter.discard(&unhurried(cx), token).await {
-            Ok(()) => self.state.forget_restore(journal),
+            Ok(()) => {
+                for dir in &journal.makes {
+                    // One that is not there, or that somebody else uses by now, is none of ours.
+                    let _kept = std::fs::remove_dir(dir);
+                }
+                self.state.forget_restore(journal)
+            }
             Err(e) => Err(super::capture::adapter_error(service, Stage::CleanUp, e)),
         };
         let Err(e) = removed else { return true };
         self.warn(Some(&service.name), format!("{} (`backup cleanup` tries again)", chain(&e)));
         false
+    }
+}
+
+/// The directories that a restore into one has to make, the deepest first.
+fn missing(target: &RestoreTarget) -> Vec<PathBuf> {
+    match target {
+        RestoreTarget::Dir(dir) => dir.ancestors().take_while(|p| !p.exists()).map(PathBuf::from).collect(),
+        _ => Vec::new(),
     }
 }
 

@@ -47,6 +47,9 @@ pub struct RestoreJournal {
     /// Names what an undo keeps aside: a repeated one must use the same names.
     #[serde(default)]
     pub undo_at: Option<Timestamp>,
+    /// The directories to restore into that were missing, the deepest first: they go again, if nothing comes of it.
+    #[serde(default)]
+    pub makes: Vec<PathBuf>,
     /// How far it got.
     pub phase: RestorePhase,
     /// What was planned.
