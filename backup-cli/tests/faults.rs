@@ -24,6 +24,32 @@ fn an_unmounted_store_is_refused() {
     assert_eq!(std::fs::read_dir(world.path("store")).unwrap().count(), 0);
 }
 
+#[test]
+fn what_lies_behind_a_link_in_the_store_is_told_not_passed_over() {
+    let world = World::configured();
+    world.ok(&["run"]);
+    for (place, away) in [("store/data", "away"), ("store/data/hourly", "deeper")] {
+        std::fs::rename(world.path(place), world.path(away)).unwrap();
+        std::os::unix::fs::symlink(world.path(away), world.path(place)).unwrap();
+        // Others that mean nothing, or lead nowhere, are nobody's business.
+        let _there = std::os::unix::fs::symlink("nowhere", world.path("store/dangling"));
+        let listed = world.ok(&["list"]);
+        let warnings: Vec<&str> = listed.err.lines().filter(|l| l.contains("symbolic link")).collect();
+        assert!(
+            matches!(warnings.as_slice(), [one] if one.contains(&format!("/{place}` is"))),
+            "{listed:#?}"
+        );
+        assert_eq!(world.ok(&["list", "--json"]).summary()["warnings"].as_array().unwrap().len(), 1);
+        if place == "store/data" {
+            assert!(world.run(&["list", "data"]).err.contains("symbolic link"));
+        }
+        std::fs::remove_file(world.path(place)).unwrap();
+        std::fs::rename(world.path(away), world.path(place)).unwrap();
+    }
+    assert!(!world.ok(&["list"]).err.contains("symbolic link"));
+    assert_eq!(world.good().len(), 1);
+}
+
 /// Takes the service's lock as another process would.
 fn hold_lock(world: &World) -> std::fs::File {
     world.ok(&["run"]);

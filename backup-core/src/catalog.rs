@@ -32,6 +32,7 @@ mod draft;
 mod facts;
 mod judge;
 mod lease;
+mod links;
 mod listing;
 
 pub use delete::{DeleteReport, PurgeExternal};

@@ -44,8 +44,8 @@ impl Args {
             // A name that is neither configured nor in the store was mistyped.
             session.check_services(&self.service)?;
         }
-        for error in &listing.errors {
-            cx.ui.warn(error);
+        for line in listing.errors.iter().chain(&listing.warnings) {
+            cx.ui.warn(line);
         }
         let (shown, hidden): (Vec<&Entry>, Vec<&Entry>) =
             listing.entries.iter().partition(|e| self.all || !is_unfinished(&e.state));
@@ -69,7 +69,11 @@ impl Args {
             ));
         }
         let done = if listing.errors.is_empty() { Done::ok() } else { Done::code(crate::exit_code::FAILED) };
-        Ok(done.with("backups", shown.len()).with("hidden", hidden.len()).with("errors", &listing.errors))
+        Ok(done
+            .with("backups", shown.len())
+            .with("hidden", hidden.len())
+            .with("errors", &listing.errors)
+            .with("warnings", &listing.warnings))
     }
 }
 

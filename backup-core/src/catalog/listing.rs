@@ -209,6 +209,8 @@ pub struct Listing {
     pub entries: Vec<Entry>,
     /// What could not be listed: while there is any, nothing may be deleted.
     pub errors: Vec<String>,
+    /// What looks like backups and is not listed, one line each.
+    pub warnings: Vec<String>,
 }
 
 impl Listing {
@@ -276,6 +278,7 @@ impl Catalog {
                     .collect()
             }
         };
+        listing.warnings = self.links(filter).await;
         let mut series = Vec::new();
         for service in services {
             match self.intervals(&service, filter).await {
