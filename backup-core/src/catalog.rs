@@ -256,6 +256,10 @@ fn runs_key() -> StoreKey {
     fixed_key(".runs")
 }
 
+fn leases_key() -> StoreKey {
+    fixed_key(".leases")
+}
+
 fn report_key(run: &crate::RunId) -> StoreKey {
     runs_key().join(&format!("{run}.json")).expect("a run id is a plain name")
 }

@@ -248,6 +248,12 @@ impl RunId {
         Self(format!("{}-{}", Timestamp::new(now), random.get(..8).unwrap_or_default()))
     }
 
+    /// When the run started, if the id says so.
+    #[must_use]
+    pub fn started(&self) -> Option<Timestamp> {
+        self.0.split_once('-').and_then(|(at, _)| at.parse().ok())
+    }
+
     /// The id as text.
     #[must_use]
     pub fn as_str(&self) -> &str {

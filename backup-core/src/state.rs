@@ -3,7 +3,8 @@
 //! ```text
 //! <state_dir>/locks/<service>.lock        flock; says who holds it
 //! <state_dir>/runs/<run id>.lock          flock held while the run lives
-//! <state_dir>/runs/<run id>/              the run's private spool folders
+//! <state_dir>/runs/<run id>/              the run's private spool folders, by service; of a dead run, until the service has
+//!                                         reclaimed what it left (30 days, if the service is configured no more)
 //! <state_dir>/restores/<service>/<run id>.json   journal of a restore: what `undo`, `cleanup` and a resumption need
 //! <state_dir>/interruptions/<id>.json   a service that is stopped, paused or fenced by us at this moment
 //! <state_dir>/kept/<service>/             what a restore keeps aside when the service has no place for it

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::ops::Range;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -90,9 +91,9 @@ pub trait Store: fmt::Debug + fmt::Display + Send + Sync + 'static {
     /// Removes everything below `prefix`, abandoned partial writes included. Not atomic; idempotent, safe to run again.
     async fn delete_prefix(&self, prefix: &StoreKey) -> Result<(), StoreError>;
 
-    /// Removes partial writes below `prefix` that were never finished, and nothing else. Idempotent. For directories whose
-    /// writers are gone.
-    async fn delete_abandoned(&self, prefix: &StoreKey) -> Result<(), StoreError>;
+    /// Removes partial writes below `prefix` that were never finished and were not touched for `untouched`, and nothing
+    /// else. Idempotent. For directories whose writers are gone: zero removes them all.
+    async fn delete_abandoned(&self, prefix: &StoreKey, untouched: Duration) -> Result<(), StoreError>;
 
     /// Where an object lies on this host's disk, if it does.
     fn local_path(&self, key: &StoreKey) -> Option<PathBuf>;

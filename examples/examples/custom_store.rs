@@ -11,6 +11,7 @@ use std::fmt;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use backup_core::catalog::Filter;
@@ -147,7 +148,7 @@ impl Store for Shelf {
         Ok(())
     }
 
-    async fn delete_abandoned(&self, _: &StoreKey) -> Result<(), StoreError> {
+    async fn delete_abandoned(&self, _: &StoreKey, _: Duration) -> Result<(), StoreError> {
         // A real store aborts multipart uploads here that nobody finished.
         Ok(())
     }

@@ -293,7 +293,7 @@ impl Store for ObjectStore {
 
     /// Does nothing: parts of an unfinished upload are invisible to every call of the protocol that `object_store` offers.
     /// A lifecycle rule of the bucket (`AbortIncompleteMultipartUpload`) removes them.
-    async fn delete_abandoned(&self, _: &StoreKey) -> Result<(), StoreError> {
+    async fn delete_abandoned(&self, _: &StoreKey, _: Duration) -> Result<(), StoreError> {
         Ok(())
     }
 

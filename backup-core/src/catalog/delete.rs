@@ -1,9 +1,13 @@
 //! Removing backups: sweeping what was never committed, and deleting what retention lets go.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use futures::TryStreamExt;
 
-use super::{BackupState, Catalog, Entry, Fact, METADATA, RUN, TOMBSTONE, file, json, read_small};
+use super::{
+    BackupState, Catalog, Entry, Fact, METADATA, RUN, TOMBSTONE, file, json, leases_key, read_small, runs_key,
+};
 use crate::error::{AdapterError, BackupError, StoreError};
 use crate::id::{BackupId, StoreKey};
 use crate::metadata::{ExternalRef, Metadata, Reservation};
@@ -11,6 +15,9 @@ use crate::metadata::{ExternalRef, Metadata, Reservation};
 /// Marks of given-up backups stay that long after the commit deadline, so that a writer that sleeps for hours still
 /// finds that it lost.
 const ABORTED_DAYS: i64 = 7;
+
+/// Leases and reports are small: nobody writes one for so long.
+const ABANDONED: Duration = Duration::from_secs(24 * 3600);
 
 /// Deletes external artifacts; the engine passes the adapters.
 #[async_trait]
@@ -82,7 +89,21 @@ impl Catalog {
         for key in keys.iter().filter(|k| !keep.contains(k)) {
             self.store.delete(key).await.map_err(|e| BackupError::store(what(), e))?;
         }
-        self.store.delete_abandoned(&id.dir()).await.map_err(|e| BackupError::store(what(), e))
+        let abandoned = self.store.delete_abandoned(&id.dir(), Duration::ZERO).await;
+        abandoned.map_err(|e| BackupError::store(what(), e))
+    }
+
+    /// Removes what killed processes left half-written among leases and reports, once it is a day old. (In the
+    /// directories of backups [`sweep`](Self::sweep) and [`delete`](Self::delete) do.)
+    ///
+    /// # Errors
+    /// [`BackupError::Store`].
+    pub async fn sweep_abandoned(&self) -> Result<(), BackupError> {
+        for prefix in [leases_key(), runs_key()] {
+            let swept = self.store.delete_abandoned(&prefix, ABANDONED).await;
+            swept.map_err(|e| BackupError::store(format!("tidy up `{prefix}`"), e))?;
+        }
+        Ok(())
     }
 
     /// Deletes a backup: its metadata becomes a tombstone, then external artifacts go (only in their store of origin),

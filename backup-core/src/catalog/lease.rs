@@ -10,7 +10,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use futures::TryStreamExt;
 use serde::{Deserialize, Serialize};
 
-use super::{Catalog, fixed_key, json, read_small};
+use super::{Catalog, json, leases_key, read_small};
 use crate::error::{BackupError, StoreError};
 use crate::id::{RunId, StoreKey};
 use crate::metadata::Process;
@@ -50,7 +50,7 @@ impl Catalog {
         host: &str,
         ttl: Duration,
     ) -> Result<Lease, BackupError> {
-        let dir = fixed_key(".leases").join(name).map_err(|e| BackupError::Refused(e.to_string()))?;
+        let dir = leases_key().join(name).map_err(|e| BackupError::Refused(e.to_string()))?;
         let epochs = self.epochs(&dir).await?;
         let newest = epochs.last().copied();
         if let Some(epoch) = newest {

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use chrono::TimeDelta;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use tokio_util::sync::CancellationToken;
@@ -12,6 +13,10 @@ use crate::catalog::Filter;
 use crate::error::{BackupError, chain};
 use crate::event::Outcome;
 use crate::id::{Interval, RunId, ServiceName};
+
+/// How long what a dead run left is kept for a service that is not configured: it may come back, and another
+/// configuration may share the state directory.
+const FORGET_AFTER: TimeDelta = TimeDelta::days(30);
 
 /// What to back up.
 #[derive(Debug, Clone)]
@@ -127,14 +132,44 @@ impl Inner {
                 self.warn(Some(name), chain(&e));
             }
         }
+        // What is not part of any backup.
+        if let Err(e) = self.catalog.sweep_abandoned().await {
+            self.warn(None, chain(&e));
+        }
         // A run is forgotten when every service that it touched had its chance to reclaim what the run left there.
-        for (_, guard) in dead {
+        for (id, guard) in dead {
+            if let Err(e) = self.forget_unknown(&id, &guard) {
+                self.warn(None, chain(&e));
+            }
             if guard.touched().is_ok_and(|left| left.is_empty()) {
                 drop(guard);
             } else {
                 guard.keep();
             }
         }
+    }
+
+    /// Services that are configured no more have no adapter that could reclaim: after a while, and unless there is a
+    /// restore to be finished, what the dead run kept for them in the state directory goes.
+    fn forget_unknown(&self, id: &RunId, guard: &crate::state::RunGuard) -> Result<(), BackupError> {
+        if id.started().is_none_or(|at| self.clock.now() - at.time() < FORGET_AFTER) {
+            return Ok(());
+        }
+        for name in guard.touched()? {
+            let journal =
+                || Ok::<_, BackupError>(self.state.restores(&name)?.iter().any(|j| j.run_id == *id));
+            if self.plan.services.contains_key(&name) || journal()? {
+                continue;
+            }
+            guard.reclaimed(&name)?;
+            self.warn(
+                None,
+                format!(
+                    "forgot the interrupted run {id} of `{name}`, which is not configured any more: what it may have left in the service itself is still there"
+                ),
+            );
+        }
+        Ok(())
     }
 
     async fn reclaim_service(

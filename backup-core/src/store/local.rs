@@ -4,6 +4,7 @@ use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -187,10 +188,10 @@ impl Store for LocalStore {
         .await
     }
 
-    async fn delete_abandoned(&self, prefix: &StoreKey) -> Result<(), StoreError> {
-        blocking(self.call("delete", prefix), |call| {
+    async fn delete_abandoned(&self, prefix: &StoreKey, untouched: Duration) -> Result<(), StoreError> {
+        blocking(self.call("delete", prefix), move |call| {
             let Some(chain) = call.open_chain_if_there(call.segments())? else { return Ok(()) };
-            dirs::remove_temps_below(chain.last()).map_err(|e| call.error(e))
+            dirs::remove_temps_below(chain.last(), untouched).map_err(|e| call.error(e))
         })
         .await
     }

@@ -5,6 +5,7 @@ use std::fmt;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -242,7 +243,7 @@ impl Store for MemoryStore {
         Ok(())
     }
 
-    async fn delete_abandoned(&self, _: &StoreKey) -> Result<(), StoreError> {
+    async fn delete_abandoned(&self, _: &StoreKey, _: Duration) -> Result<(), StoreError> {
         // A writer's chunks are its own until it finishes: there is nothing to abandon.
         Ok(())
     }

@@ -6,6 +6,7 @@ use std::io;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -286,8 +287,10 @@ impl<S: Store> Store for FaultyStore<S> {
         self.verdict(Call::DeletePrefix, "delete", prefix).apply(self.inner.delete_prefix(prefix)).await
     }
 
-    async fn delete_abandoned(&self, prefix: &StoreKey) -> Result<(), StoreError> {
-        self.verdict(Call::DeletePrefix, "delete", prefix).apply(self.inner.delete_abandoned(prefix)).await
+    async fn delete_abandoned(&self, prefix: &StoreKey, untouched: Duration) -> Result<(), StoreError> {
+        self.verdict(Call::DeletePrefix, "delete", prefix)
+            .apply(self.inner.delete_abandoned(prefix, untouched))
+            .await
     }
 
     fn local_path(&self, key: &StoreKey) -> Option<PathBuf> {

@@ -17,6 +17,7 @@ use std::any::Any;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::join_all;
@@ -397,14 +398,15 @@ pub async fn delete_abandoned_removes_nothing_else(f: Fixture) {
     writer.write(Bytes::from(pattern(3 * CHUNK_BYTES))).await.unwrap();
     std::mem::forget(writer);
     f.put("a/b/y").await;
+    let left = || f.store.local_path(&k("a/b")).map(|dir| std::fs::read_dir(dir).unwrap().count());
+    f.store.delete_abandoned(&k("a/b"), Duration::from_secs(3600)).await.unwrap();
+    assert!(left().is_none_or(|n| n == 2), "somebody may still be writing it");
     for _ in 0..2 {
-        f.store.delete_abandoned(&k("a/b")).await.unwrap();
+        f.store.delete_abandoned(&k("a/b"), Duration::ZERO).await.unwrap();
     }
-    f.store.delete_abandoned(&k("nope")).await.unwrap();
+    f.store.delete_abandoned(&k("nope"), Duration::ZERO).await.unwrap();
     assert_eq!(f.keys(None).await, set(&["a/b/y"]));
-    if let Some(dir) = f.store.local_path(&k("a/b")) {
-        assert_eq!(std::fs::read_dir(dir).unwrap().count(), 1);
-    }
+    assert!(left().is_none_or(|n| n == 1));
 }
 
 /// An object moves, and moving it again is success.

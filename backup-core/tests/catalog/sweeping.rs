@@ -104,3 +104,31 @@ async fn a_sweep_that_fails_at_any_call_is_finished_by_the_next_one() {
         }
     }
 }
+
+#[tokio::test]
+async fn half_written_leases_and_reports_go_when_they_are_a_day_old() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Arc::new(backup_core::LocalStore::new(dir.path()));
+    let clock: Arc<dyn Clock> = Arc::new(ManualClock::at("20260309_043820"));
+    let (catalog, _) = Catalog::init(store, clock).await.unwrap();
+    let write = |name: &str, age: u64| {
+        let path = dir.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        let file = std::fs::File::create(path).unwrap();
+        let at = std::time::SystemTime::now() - std::time::Duration::from_secs(age);
+        file.set_modified(at).unwrap();
+    };
+    let day = 24 * 3600;
+    let (go, stay) = (
+        [".runs/.tmp-old", ".leases/retention-a/.tmp-old"],
+        [".runs/.tmp-new", ".leases/retention-a/.tmp-new", ".runs/20200101_000000-aaaaaaaa.json"],
+    );
+    go.iter().for_each(|name| write(name, day + 60));
+    stay.iter().for_each(|name| write(name, day - 600));
+    write(stay[2], 1000 * day);
+    for _ in 0..2 {
+        catalog.sweep_abandoned().await.unwrap();
+        assert!(go.iter().all(|name| !dir.path().join(name).exists()));
+        assert!(stay.iter().all(|name| dir.path().join(name).exists()));
+    }
+}

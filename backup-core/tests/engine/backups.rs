@@ -328,3 +328,40 @@ async fn a_dead_run_is_forgotten_when_those_that_it_touched_have_reclaimed() {
     assert!(matches!(&b.log()[0], Asked::Reclaim(dead) if dead.len() == 1));
     assert!(!left("20260101_000000-dead0001"));
 }
+
+#[tokio::test]
+async fn what_a_dead_run_left_of_a_service_that_is_gone_is_forgotten_after_a_month() {
+    let w = World::new(adapter()).await;
+    let runs = w.dir.path().join("state/runs");
+    let leave = |run: &str, services: &[&str]| {
+        services.iter().for_each(|s| std::fs::create_dir_all(runs.join(run).join(s)).unwrap());
+        std::fs::write(runs.join(format!("{run}.lock")), "").unwrap();
+    };
+    // The clock says 2026-03-09.
+    let (old, young, restore) =
+        ("20260207_000000-dead0000", "20260208_120000-dead0001", "20260101_000000-dead0002");
+    // A restore of the service can still be finished, once it is configured again.
+    w.back_up().await;
+    let preview = w.engine.plan_restore(&RestoreRequest::new(a())).await.unwrap();
+    w.engine.restore(&preview).await.unwrap();
+    let mut journal = w.engine.state().restores(&a()).unwrap().remove(0);
+    (journal.service, journal.run_id) = ("gone".parse().unwrap(), restore.parse().unwrap());
+    w.engine.state().write_restore(&journal).unwrap();
+    leave(old, &["gone", "a"]);
+    leave(young, &["gone"]);
+    leave(restore, &["gone"]);
+
+    w.back_up().await;
+    let left = |run: &str| runs.join(run).join("gone").exists();
+    assert!(!runs.join(old).exists() && !runs.join(format!("{old}.lock")).exists());
+    assert!(left(young) && left(restore));
+    assert!(
+        w.events.warnings().iter().any(|w| w.contains(old) && w.contains("`gone`")),
+        "{:?}",
+        w.events.warnings()
+    );
+    w.engine.state().forget_restore(&journal).unwrap();
+    w.clock.advance_secs(2 * 24 * 3600);
+    w.back_up().await;
+    assert_eq!(std::fs::read_dir(&runs).unwrap().count(), 0);
+}

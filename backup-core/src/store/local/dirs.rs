@@ -7,6 +7,7 @@ use std::ops::ControlFlow;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
 
 use rustix::fs::{AtFlags, FileType, RawDir};
 
@@ -142,8 +143,8 @@ fn has_object(dir: &OwnedFd, buffer: &mut Buffer) -> io::Result<bool> {
     Ok(false)
 }
 
-/// Removes the partial writes below `dir`, and nothing else.
-pub(super) fn remove_temps_below(dir: &OwnedFd) -> io::Result<()> {
+/// Removes the partial writes below `dir` that were not touched for so long, and nothing else.
+pub(super) fn remove_temps_below(dir: &OwnedFd, untouched: Duration) -> io::Result<()> {
     let mut names: Vec<(CString, FileType)> = Vec::new();
     entries(dir, &mut buffer(), |name, kind| {
         names.push((name.to_owned(), kind));
@@ -151,9 +152,12 @@ pub(super) fn remove_temps_below(dir: &OwnedFd) -> io::Result<()> {
     })?;
     for (name, kind) in names {
         let removed = if kind == FileType::Directory {
-            tree::open_dir(dir, name.as_c_str()).and_then(|below| remove_temps_below(&below))
+            tree::open_dir(dir, name.as_c_str()).and_then(|below| remove_temps_below(&below, untouched))
         } else if name.to_bytes().starts_with(TEMP_PREFIX.as_bytes()) {
-            rustix::fs::unlinkat(dir, &name, AtFlags::empty()).map_err(Into::into)
+            untouched_for(dir, &name, untouched).and_then(|yes| match yes {
+                true => Ok(rustix::fs::unlinkat(dir, &name, AtFlags::empty())?),
+                false => Ok(()),
+            })
         } else {
             Ok(())
         };
@@ -163,6 +167,16 @@ pub(super) fn remove_temps_below(dir: &OwnedFd) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+fn untouched_for(dir: &OwnedFd, name: &CStr, untouched: Duration) -> io::Result<bool> {
+    if untouched.is_zero() {
+        return Ok(true);
+    }
+    let stat = rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)?;
+    let touched = UNIX_EPOCH + Duration::from_secs(stat.st_mtime.try_into().unwrap_or(0));
+    // One from the future is as young as can be.
+    Ok(touched.elapsed().is_ok_and(|age| age >= untouched))
 }
 
 /// Removes everything below `dir`: objects, partial writes, and whatever else is there. Links are removed, not
