@@ -1,6 +1,6 @@
 //! `back_up`: many services, in parallel up to a limit, each safe from the others' failures.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use chrono::TimeDelta;
@@ -9,14 +9,19 @@ use futures::stream::FuturesUnordered;
 use tokio_util::sync::CancellationToken;
 
 use super::{Engine, Inner, Run, RunReport, StepReport, millis};
-use crate::catalog::Filter;
+use crate::catalog::{Entry, Filter, Listing};
 use crate::error::{BackupError, chain};
 use crate::event::Outcome;
-use crate::id::{Interval, RunId, ServiceName};
+use crate::id::{ArtifactName, Interval, RunId, ServiceName};
 
 /// How long what a dead run left is kept for a service that is not configured: it may come back, and another
 /// configuration may share the state directory.
 const FORGET_AFTER: TimeDelta = TimeDelta::days(30);
+
+/// Plain bytes by artifact, for the total of progress where the adapter has no idea.
+pub(super) type UsualSizes = BTreeMap<ArtifactName, u64>;
+
+static NOTHING_USUAL: UsualSizes = UsualSizes::new();
 
 /// What to back up.
 #[derive(Debug, Clone)]
@@ -51,7 +56,7 @@ impl Engine {
         let cancel = request.cancel.child_token();
         let _on_drop = cancel.clone().drop_guard();
         let run = Arc::new(inner.begin("run", &services, cancel)?);
-        inner.tidy_up(&run, &services).await;
+        let usual = Arc::new(inner.tidy_up(&run, &services, &request.interval).await);
 
         let mut steps: Vec<StepReport> = Vec::new();
         let mut waiting: BTreeSet<ServiceName> = services.iter().cloned().collect();
@@ -72,11 +77,12 @@ impl Engine {
             for name in ready {
                 waiting.remove(&name);
                 let (inner, run, interval) = (Arc::clone(inner), Arc::clone(&run), request.interval.clone());
+                let usual = Arc::clone(&usual);
                 let task_name = name.clone();
-                let task = self
-                    .inner
-                    .tasks
-                    .spawn(async move { inner.one_service(&run, &task_name, &interval).await });
+                let task = self.inner.tasks.spawn(async move {
+                    let usual = usual.get(&task_name).unwrap_or(&NOTHING_USUAL);
+                    inner.one_service(&run, &task_name, &interval, usual).await
+                });
                 running.push(async move { (name, task.await) });
             }
             match running.next().await {
@@ -97,10 +103,16 @@ impl Engine {
 
 impl Inner {
     /// One service, and then the retention of its series.
-    async fn one_service(&self, run: &Run, name: &ServiceName, interval: &Interval) -> StepReport {
+    async fn one_service(
+        &self,
+        run: &Run,
+        name: &ServiceName,
+        interval: &Interval,
+        usual: &UsualSizes,
+    ) -> StepReport {
         let started = tokio::time::Instant::now();
         let mut step = StepReport::new(name, "back-up");
-        if let Err(error) = self.capture(run, name, interval, &mut step).await {
+        if let Err(error) = self.capture(run, name, interval, usual, &mut step).await {
             step.fail(&error);
         }
         if step.is_ok() && step.outcome != Outcome::Skipped {
@@ -117,19 +129,28 @@ impl Inner {
     }
 
     /// Finishes what killed runs left: in the services, in the store, in the state directory. Trouble here is a
-    /// warning; it must not keep new backups from being made.
-    pub(super) async fn tidy_up(&self, run: &Run, services: &[ServiceName]) {
-        let dead = match self.state.dead_runs() {
-            Ok(dead) => dead,
-            Err(e) => return self.warn(None, chain(&e)),
-        };
+    /// warning; it must not keep new backups from being made. Returns what the listings tell of the usual sizes.
+    async fn tidy_up(
+        &self,
+        run: &Run,
+        services: &[ServiceName],
+        interval: &Interval,
+    ) -> BTreeMap<ServiceName, UsualSizes> {
+        let mut usual = BTreeMap::new();
+        let dead = self.state.dead_runs().unwrap_or_else(|e| {
+            self.warn(None, chain(&e));
+            Vec::new()
+        });
         for name in services {
             let Some(service) = self.plan.services.get(name) else { continue };
             if let Err(e) = self.reclaim_service(run, service, &dead).await {
                 self.warn(Some(name), chain(&e));
             }
-            if let Err(e) = self.sweep(name).await {
-                self.warn(Some(name), chain(&e));
+            match self.sweep(name).await {
+                Ok(listing) => {
+                    usual.insert(name.clone(), self.usual_sizes(&listing, name, interval).await);
+                }
+                Err(e) => self.warn(Some(name), chain(&e)),
             }
         }
         // What is not part of any backup.
@@ -147,6 +168,19 @@ impl Inner {
                 guard.keep();
             }
         }
+        usual
+    }
+
+    /// What the artifacts of the newest good backup come to, of the same series if there is one. Only a hint: trouble is
+    /// no news here.
+    async fn usual_sizes(&self, listing: &Listing, name: &ServiceName, interval: &Interval) -> UsualSizes {
+        let good: Vec<&Entry> = listing.of(name).filter(|e| e.is_good()).collect();
+        let of_series = good.iter().find(|e| e.id.interval == *interval);
+        let Some(newest) = of_series.or(good.first()) else { return UsualSizes::new() };
+        let metadata = self.catalog.metadata(&newest.id).await;
+        metadata
+            .map(|m| m.artifacts.into_iter().map(|a| (a.name, a.plain_bytes)).collect())
+            .unwrap_or_default()
     }
 
     /// Services that are configured no more have no adapter that could reclaim: after a while, and unless there is a
@@ -216,13 +250,13 @@ impl Inner {
         })
     }
 
-    async fn sweep(&self, name: &ServiceName) -> Result<(), BackupError> {
+    async fn sweep(&self, name: &ServiceName) -> Result<Listing, BackupError> {
         let listing = self.catalog.list(&Filter::service(name)).await?;
         for entry in &listing.entries {
             if self.catalog.sweep(entry).await? {
                 self.warn(Some(name), format!("gave up {}: its run ended without a commit", entry.id));
             }
         }
-        Ok(())
+        Ok(listing)
     }
 }

@@ -9,6 +9,7 @@ use futures::future::BoxFuture;
 use futures::{FutureExt, TryStreamExt};
 use tokio::time::Instant;
 
+use super::back_up::UsualSizes;
 use super::{Inner, Run, StepReport, deadline, millis};
 use crate::adapter::CheckPurpose;
 use crate::catalog::FactKind;
@@ -48,6 +49,7 @@ impl Inner {
         run: &Run,
         name: &ServiceName,
         interval: &Interval,
+        usual: &UsualSizes,
         step: &mut StepReport,
     ) -> Result<(), BackupError> {
         let service = self.service(name)?;
@@ -81,7 +83,8 @@ impl Inner {
         let SourceParts { mut artifacts, release, settle } = source;
 
         // From here on a panic is an error like any other: what was begun in the service is ended.
-        let read = caught(self.bounded(&cx, budget, self.read(&cx, service, &draft, &mut artifacts))).await;
+        let read =
+            caught(self.bounded(&cx, budget, self.read(&cx, service, &draft, usual, &mut artifacts))).await;
         drop(artifacts);
         let outcome = match &read {
             Ok(_) => ReadOutcome::Complete,
@@ -199,6 +202,7 @@ impl Inner {
         cx: &OpContext,
         service: &PlannedService,
         draft: &Draft,
+        usual: &UsualSizes,
         artifacts: &mut (impl futures::Stream<Item = Result<Artifact, AdapterError>> + Unpin + Send),
     ) -> Result<Read, BackupError> {
         let mut read = Read { artifacts: Vec::new(), evidence: Evidence::default() };
@@ -212,7 +216,7 @@ impl Inner {
                     artifact.name
                 )));
             }
-            let (meta, evidence) = self.store_artifact(cx, service, draft, artifact).await?;
+            let (meta, evidence) = self.store_artifact(cx, service, draft, usual, artifact).await?;
             read.artifacts.push(meta);
             read.evidence.merge(evidence);
         }
@@ -230,6 +234,7 @@ impl Inner {
         cx: &OpContext,
         service: &PlannedService,
         draft: &Draft,
+        usual: &UsualSizes,
         artifact: Artifact,
     ) -> Result<(ArtifactMeta, Evidence), BackupError> {
         let Artifact { name, extension, attributes, size_hint, body } = artifact;
@@ -253,7 +258,7 @@ impl Inner {
         let path = format!("{name}_{}{dot}{extension}.zst", draft.id().timestamp);
         let writer = draft.writer(&path, WriteOptions::data(size_hint)).await?;
         let check = service.adapter.content_check(&CheckPurpose::Capture, &meta);
-        let settings = self.pipeline(cx, &name, size_hint);
+        let settings = self.pipeline(cx, &name, size_hint.or_else(|| usual.get(&name).copied()));
         let encoded = pipeline::pump(body, check, writer, &settings).await.map_err(|e| match e {
             PumpError::Source(e) | PumpError::Check(e) => adapter_error(service, Stage::Read, e),
             PumpError::Store(e) => BackupError::store(format!("write {}", draft.id()), e),

@@ -173,7 +173,9 @@ impl FakeAdapter {
     fn artifact_of(&self, cx: &OpContext, name: &ArtifactName, chunks: Vec<Bytes>) -> Artifact {
         let bytes: usize = chunks.iter().map(Bytes::len).sum();
         let body = body(self.clone(), cx.clone(), name.clone(), chunks);
-        Artifact::stream(name.clone(), "fake", body).with_size_hint(u64::try_from(bytes).unwrap_or(u64::MAX))
+        let mut artifact = Artifact::stream(name.clone(), "fake", body);
+        artifact.size_hint = self.state().script.size_hints.then(|| u64::try_from(bytes).unwrap_or(u64::MAX));
+        artifact
     }
 
     fn report(&self, cx: &OpContext, content: &Content) -> CaptureReport {

@@ -365,3 +365,30 @@ async fn what_a_dead_run_left_of_a_service_that_is_gone_is_forgotten_after_a_mon
     w.back_up().await;
     assert_eq!(std::fs::read_dir(&runs).unwrap().count(), 0);
 }
+
+#[tokio::test]
+async fn progress_has_a_total_from_the_second_run_on_where_the_adapter_knows_none() {
+    let fake = adapter();
+    fake.script(|s| s.size_hints = false);
+    let w = World::with_config(TWO_SERIES, &[("a", fake.clone())]).await;
+    let totals = || {
+        let events = std::mem::take(&mut *w.events.0.lock().unwrap());
+        let total = |e: Event| match e {
+            Event::Progress { artifact, total, .. } => Some((artifact.to_string(), total)),
+            _ => None,
+        };
+        events.into_iter().filter_map(total).collect::<std::collections::BTreeMap<_, _>>()
+    };
+    let all = |one, two| [("one".to_owned(), one), ("two".to_owned(), two)].into();
+    w.back_up().await;
+    assert_eq!(totals(), all(None, None));
+    fake.script(|s| s.set_artifact("two", [vec![7_u8; 2_000_000]]));
+    // Of another series, rather than none.
+    w.clock.advance_secs(60);
+    w.engine.back_up(&BackupRequest::new(Interval::new("15min").unwrap())).await.unwrap();
+    assert_eq!(totals(), all(Some(11), Some(3_000_000)));
+    w.back_up().await;
+    assert_eq!(totals(), all(Some(11), Some(3_000_000)), "its own series, though it is older");
+    w.back_up().await;
+    assert_eq!(totals(), all(Some(11), Some(2_000_000)));
+}

@@ -97,6 +97,8 @@ pub struct Script {
     pub panic_at: BTreeMap<ArtifactName, usize>,
     /// Reported instead of the true counts.
     pub evidence: Option<Evidence>,
+    /// Whether artifacts say how long they will be.
+    pub size_hints: bool,
     /// Whether captures have a fingerprint.
     pub fingerprint: bool,
     /// Whether captures ask for a commit only if something changed.
@@ -116,6 +118,7 @@ impl Default for Script {
             hang_at: BTreeMap::new(),
             panic_at: BTreeMap::new(),
             evidence: None,
+            size_hints: true,
             fingerprint: false,
             only_if_changed: false,
             capabilities: Capabilities::full(),
