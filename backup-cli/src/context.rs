@@ -245,6 +245,6 @@ fn keep_out_of_git(root: &Path) -> Result<(), CliError> {
     if !root.ancestors().any(|dir| dir.join(".git").exists()) || ignore.exists() {
         return Ok(());
     }
-    std::fs::write(&ignore, "*\n")
+    crate::write::create(&ignore, "*\n")
         .map_err(|e| CliError::failed(format!("cannot write `{}`", ignore.display())).because(&e))
 }

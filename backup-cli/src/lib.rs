@@ -46,6 +46,7 @@ mod scaffold;
 mod secrets;
 mod signals;
 mod ui;
+mod write;
 mod zero;
 
 /// A program with the verbs of `backup`: what it can back up, and where to.

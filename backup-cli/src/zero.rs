@@ -78,7 +78,7 @@ pub(crate) async fn prepare(cx: &Context) -> Result<Session, CliError> {
     }
     let session = cx.open(parse(&text)?, &cx.dir, Opening::Init, false).await?;
     let path = memory(cx);
-    std::fs::write(&path, text)
+    crate::write::replace(&path, &text)
         .map_err(|e| CliError::failed(format!("cannot write `{}`", path.display())).because(&e))?;
     Ok(session)
 }

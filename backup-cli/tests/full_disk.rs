@@ -71,3 +71,28 @@ fn a_restore_into_a_disk_that_fills_up_fails_clearly_and_leaves_nothing() {
     assert!(ran.err.contains("nothing to remove"), "{ran:#?}");
     assert_eq!(world.read("data/a.txt"), "changed");
 }
+
+#[test]
+fn init_on_a_full_disk_leaves_nothing_and_can_be_repeated() {
+    let world = World::new();
+    for dir in ["disk", "beside"] {
+        std::fs::create_dir(world.path(dir)).unwrap();
+    }
+    let text = format!(
+        "mount -t tmpfs -o size=1m none disk; mkdir disk/.git disk/here; echo alpha >disk/here/a.txt
+         {FILL}
+         cd disk/here; if $B init; then exit 50; fi
+         [ \"$(ls -A)\" = a.txt ] || exit 51
+         cd ../../beside; if $B init --store ../disk/store; then exit 52; fi
+         [ -z \"$(find ../disk/store -type f)\" ] || exit 53
+         mv ../disk/.git ../disk/git; if $B init; then exit 54; fi; mv ../disk/git ../disk/.git
+         [ -z \"$(find ../disk/store -type f)\" ] || exit 55
+         rm ../disk/filler
+         $B init; [ \"$(cat ../disk/store/.gitignore)\" = '*' ] || exit 56
+         cd ../disk/here; $B init; $B run daily; $B verify"
+    );
+    let ran = script(&world, &text);
+    assert_eq!(ran.code, 0, "{ran:#?}");
+    let errors: Vec<&str> = ran.err.lines().filter(|l| l.starts_with("error: ")).collect();
+    assert!(errors.len() == 3 && errors.iter().all(|e| e.contains("o space left")), "{ran:#?}");
+}

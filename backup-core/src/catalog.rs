@@ -84,7 +84,7 @@ impl Catalog {
         let key = mark_key();
         let mark =
             StoreMark { id: uuid::Uuid::new_v4().to_string(), layout: LAYOUT, created_at: clock.now() };
-        let created = match store.create(&key, json(&mark)?).await {
+        let created = match draft::create_or_same(store.as_ref(), &key, json(&mark)?).await {
             Ok(()) => true,
             Err(e) if e.is_already_exists() => false,
             Err(e) => return Err(BackupError::store(format!("mark {store} as a store"), e)),

@@ -221,6 +221,30 @@ async fn a_commit_whose_answer_was_lost_is_a_commit() {
     assert_eq!(w.states().await, ["good"]);
 }
 
+/// Whatever call fails while a store is made, there is a whole mark or none, and it can be made again.
+#[tokio::test]
+async fn making_a_store_can_be_repeated_after_any_failing_call() {
+    for make in [Fault::once, |n| Fault::from(n).no_space(), |n| Fault::once(n).done_anyway()] {
+        for n in 1.. {
+            let store = FaultyStore::with_fault(MemoryStore::new(), make(n));
+            let clock: Arc<dyn Clock> = Arc::new(ManualClock::at("20260309_043820"));
+            let init = || Catalog::init(Arc::new(store.clone()), Arc::clone(&clock));
+            let first = init().await;
+            let injected = store.injected();
+            store.set_fault(None);
+            let (again, new) = init().await.unwrap();
+            assert_eq!(store.inner().list_dirs(None).await.unwrap(), [""; 0], "{n}");
+            if let Ok((first, was_new)) = &first {
+                assert!(*was_new && !new && first.store_id() == again.store_id(), "{n}");
+            }
+            if injected == 0 {
+                assert!(n > 1 && first.is_ok());
+                break;
+            }
+        }
+    }
+}
+
 /// Whatever call fails during commit and discard, the directory is either good and whole, or not listed as good.
 #[tokio::test]
 async fn commit_and_discard_are_decided_at_every_failing_call() {

@@ -1,8 +1,6 @@
 //! `backup init`.
 
 use std::collections::BTreeMap;
-use std::fs::OpenOptions;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use backup_core::config::{Config, StoreConfig};
@@ -68,8 +66,7 @@ impl Args {
             CliError::failed(format!("cannot write the configuration `{}`", file.display())).because(&e)
         };
         // Never over a file that appeared meanwhile.
-        let mut out = OpenOptions::new().write(true).create_new(true).open(&file).map_err(unwritable)?;
-        out.write_all(text.as_bytes()).and_then(|()| out.sync_all()).map_err(unwritable)?;
+        crate::write::create(&file, &text).map_err(unwritable)?;
         cx.ui.note(&format!("wrote {}", file.display()));
         Ok(file)
     }
