@@ -85,6 +85,7 @@ fn elsewhere_needs_no_question_but_an_empty_place() {
 fn a_place_that_will_not_do_is_refused_before_anything_is_written() {
     let world = changed();
     world.write("file", "x");
+    std::os::unix::fs::symlink("work/store/data", world.path("../link")).unwrap();
     let before = tree(&world.path(""));
     let left = |before: &[(String, Option<Vec<u8>>)]| {
         let after = tree(&world.path(""));
@@ -96,6 +97,9 @@ fn a_place_that_will_not_do_is_refused_before_anything_is_written() {
         ("store/new", "own"),
         ("./data/../store/new/deep", "own"),
         ("state/x", "own"),
+        ("missing/../store/new", "own"),
+        ("missing/deep/../../state/./x", "own"),
+        ("../link/../new", "own"),
         ("file", "not a directory"),
         ("data", "not empty"),
     ] {

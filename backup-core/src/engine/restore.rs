@@ -1,6 +1,6 @@
 //! Restores: planned, staged beside the target, switched, compared with the evidence, and undone if that fails.
 
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -190,11 +190,7 @@ impl Inner {
     /// Refuses to restore into a store, where the result would look like a service, or into the state directory.
     fn refuse_own(&self, dir: &Path) -> Result<(), BackupError> {
         let failed = |source| BackupError::State { what: format!("resolving `{}`", dir.display()), source };
-        let path = std::path::absolute(dir).map_err(failed)?;
-        let real = path
-            .ancestors()
-            .find_map(|above| Some(above.canonicalize().ok()?.join(path.strip_prefix(above).ok()?)));
-        let real = real.unwrap_or(path);
+        let real = resolve(dir).map_err(failed)?;
         let own = self
             .excluded()
             .into_iter()
@@ -438,6 +434,24 @@ impl Inner {
         self.warn(Some(&service.name), format!("{} (`backup cleanup` tries again)", chain(&e)));
         false
     }
+}
+
+/// `path` without links and dots, as it will be once what is missing of it was made.
+fn resolve(path: &Path) -> std::io::Result<PathBuf> {
+    let mut real = PathBuf::new();
+    for part in std::path::absolute(path)?.components() {
+        match part {
+            // Above a resolved path, or one that is to be made, lies what its name says.
+            Component::ParentDir => drop(real.pop()),
+            part => {
+                real.push(part);
+                if let Ok(there) = real.canonicalize() {
+                    real = there;
+                }
+            }
+        }
+    }
+    Ok(real)
 }
 
 /// The directories that a restore into one has to make, the deepest first.
