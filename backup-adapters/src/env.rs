@@ -3,26 +3,22 @@
 //! What they contain is never logged, and never part of errors, attributes or evidence.
 
 use std::fs;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use backup_core::{
-    AdapterConfig, AdapterError, AdapterErrorKind, Artifact, ArtifactMeta, BackupSource, BuildContext,
-    Capabilities, CaptureReport, CheckPurpose, ConfigError, Consistency, ContentCheck, DiscoverContext,
-    Discovered, Discovery, Evidence, HandContext, HandStep, LeftOut, Leftover, Metadata, OpContext,
-    ReadOutcome, Replaced, RestorePlan, RestoreSource, RestoreTarget, RunId, ServiceAdapter, ServiceName,
-    StepToken,
+    AdapterConfig, AdapterError, AdapterErrorKind, Artifact, BackupSource, BuildContext, CaptureReport,
+    ConfigError, Consistency, ContentCheck, DiscoverContext, Discovered, Discovery, Evidence, LeftOut,
+    OpContext, ReadOutcome, RestoreTarget, ServiceAdapter, ServiceName,
 };
 use futures::StreamExt;
 use serde::Deserialize;
 
+use crate::tree::adapter::{Kind, Tree};
 use crate::tree::capture::{self, Job};
-use crate::tree::hand;
-use crate::tree::live::{Live, artifact_name, blocking, roots_attribute};
-use crate::tree::restore;
-use crate::tree::roots::{self, RootKind};
-use crate::tree::rules::RuleSpec;
+use crate::tree::live::{Live, artifact_name, roots_attribute};
+use crate::tree::roots::{self, Root, RootKind};
+use crate::tree::rules::{Excluded, RuleSpec};
 use crate::tree::write::{OnChange, Summary};
 
 mod inspect;
@@ -52,7 +48,7 @@ impl AdapterConfig for EnvConfig {
     fn build(self, cx: &BuildContext) -> Result<Arc<dyn ServiceAdapter>, ConfigError> {
         roots::validate(&self.paths)?;
         let live = Live { base: cx.base_dir.clone(), paths: self.paths, rules: RuleSpec::default() };
-        Ok(Arc::new(Env { live, only_if_changed: self.only_if_changed }))
+        Ok(Arc::new(Tree(Env { live, only_if_changed: self.only_if_changed })))
     }
 
     fn discover(cx: &DiscoverContext) -> Result<Discovery, AdapterError> {
@@ -66,11 +62,15 @@ struct Env {
     only_if_changed: bool,
 }
 
-impl Env {
-    async fn roots(
-        &self,
-        cx: &OpContext,
-    ) -> Result<(Vec<roots::Root>, crate::tree::rules::Excluded), AdapterError> {
+#[async_trait]
+impl Kind for Env {
+    const NAME: &'static str = EnvConfig::KIND;
+
+    fn live(&self) -> &Live {
+        &self.live
+    }
+
+    async fn roots(&self, cx: &OpContext) -> Result<(Vec<Root>, Excluded), AdapterError> {
         let (roots, excluded) = self.live.roots(cx).await?;
         match roots.iter().find(|r| r.kind == RootKind::Dir) {
             None => Ok((roots, excluded)),
@@ -79,21 +79,6 @@ impl Env {
                 format!("`{}` is a folder: name the files in it, e.g. `*/.env`", dir.path.display()),
             )),
         }
-    }
-}
-
-#[async_trait]
-impl ServiceAdapter for Env {
-    fn kind(&self) -> &'static str {
-        EnvConfig::KIND
-    }
-
-    fn capabilities(&self) -> Capabilities {
-        Capabilities::full()
-    }
-
-    async fn check(&self, cx: &OpContext) -> Result<(), AdapterError> {
-        self.roots(cx).await.map(|_| ())
     }
 
     async fn open(&self, cx: &OpContext) -> Result<BackupSource, AdapterError> {
@@ -134,74 +119,12 @@ impl ServiceAdapter for Env {
         }))
     }
 
-    fn content_check(&self, _: &CheckPurpose, _: &ArtifactMeta) -> Option<Box<dyn ContentCheck>> {
-        Some(Box::new(Inspector::new()))
+    fn check() -> Box<dyn ContentCheck> {
+        Box::new(Inspector::new())
     }
 
-    fn by_hand(&self, backup: &HandContext<'_>) -> Vec<HandStep> {
-        hand::steps(backup)
-    }
-
-    async fn plan_restore(
-        &self,
-        cx: &OpContext,
-        backup: &Metadata,
-        target: &RestoreTarget,
-    ) -> Result<RestorePlan, AdapterError> {
-        let (cx, live, backup, target) = (cx.clone(), self.live.clone(), backup.clone(), target.clone());
-        blocking(move || restore::plan(&cx, &live, &backup, &target)).await
-    }
-
-    async fn stage(
-        &self,
-        cx: &OpContext,
-        plan: &RestorePlan,
-        source: &RestoreSource,
-    ) -> Result<StepToken, AdapterError> {
-        restore::stage(cx, &self.live, plan, source).await
-    }
-
-    fn replaces(&self, staged: &StepToken) -> Option<Vec<Replaced>> {
-        restore::replaces(staged)
-    }
-
-    async fn switch(
-        &self,
-        _: &OpContext,
-        _: &RestorePlan,
-        staged: &StepToken,
-    ) -> Result<StepToken, AdapterError> {
-        let staged = staged.clone();
-        blocking(move || restore::switch(&staged)).await
-    }
-
-    async fn probe(&self, cx: &OpContext, target: &RestoreTarget) -> Result<Evidence, AdapterError> {
-        let (cx, live, target) = (cx.clone(), self.live.clone(), target.clone());
-        blocking(move || inspect::probe(&cx, &live, &target)).await
-    }
-
-    async fn undo(&self, cx: &OpContext, switched: &StepToken) -> Result<StepToken, AdapterError> {
-        let (cx, switched) = (cx.clone(), switched.clone());
-        blocking(move || restore::undo(&cx, &switched)).await
-    }
-
-    async fn leftovers(&self, cx: &OpContext, token: &StepToken) -> Result<Vec<Leftover>, AdapterError> {
-        let (cx, token) = (cx.clone(), token.clone());
-        blocking(move || restore::leftovers(&cx, &token)).await
-    }
-
-    async fn discard(&self, cx: &OpContext, token: &StepToken) -> Result<(), AdapterError> {
-        let (cx, token) = (cx.clone(), token.clone());
-        blocking(move || restore::discard(&cx, &token)).await
-    }
-
-    async fn reclaim(&self, cx: &OpContext, dead: &[RunId]) -> Result<Vec<String>, AdapterError> {
-        let roots: Vec<PathBuf> = match self.roots(cx).await {
-            Ok((roots, _)) => roots.into_iter().map(|r| r.path).collect(),
-            Err(_) => self.live.paths.iter().map(|p| self.live.base.join(p)).collect(),
-        };
-        let dead = dead.to_vec();
-        blocking(move || restore::reclaim(&roots, &dead)).await
+    fn count(cx: &OpContext, live: &Live, target: &RestoreTarget) -> Result<Evidence, AdapterError> {
+        inspect::probe(cx, live, target)
     }
 }
 

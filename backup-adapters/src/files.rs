@@ -3,23 +3,21 @@
 //! The archive is read from a live tree: each file is whole in itself (or the backup fails), but two files may be of
 //! different moments. Restoring builds beside the original and exchanges names; nothing is deleted.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use backup_core::{
-    AdapterConfig, AdapterError, AdapterErrorKind, Artifact, ArtifactMeta, BackupSource, BuildContext,
-    Capabilities, CaptureReport, CheckPurpose, ConfigError, Consistency, ContentCheck, DiscoverContext,
-    Discovery, Evidence, HandContext, HandStep, Leftover, Metadata, OpContext, ReadOutcome, Replaced,
-    RestorePlan, RestoreSource, RestoreTarget, RunId, ServiceAdapter, StepToken,
+    AdapterConfig, AdapterError, AdapterErrorKind, Artifact, BackupSource, BuildContext, CaptureReport,
+    ConfigError, Consistency, ContentCheck, DiscoverContext, Discovery, Evidence, OpContext, ReadOutcome,
+    RestoreTarget, ServiceAdapter,
 };
 use serde::Deserialize;
 
+use crate::tree::adapter::{Kind, Tree};
 use crate::tree::capture::{self, Job};
 use crate::tree::check::TarCheck;
-use crate::tree::hand::{self, LeftOut};
+use crate::tree::hand::LeftOut;
 use crate::tree::live::{Live, artifact_name, blocking, roots_attribute};
-use crate::tree::restore;
 use crate::tree::roots;
 use crate::tree::rules::RuleSpec;
 pub use crate::tree::write::OnChange;
@@ -62,7 +60,7 @@ impl AdapterConfig for FilesConfig {
             RuleSpec { exclude: self.exclude, gitignore: self.gitignore, cross_mounts: self.cross_mounts };
         rules.validate()?;
         let live = Live { base: cx.base_dir.clone(), paths: self.paths, rules };
-        Ok(Arc::new(Files { live, on_change: self.on_change }))
+        Ok(Arc::new(Tree(Files { live, on_change: self.on_change })))
     }
 
     fn discover(cx: &DiscoverContext) -> Result<Discovery, AdapterError> {
@@ -77,17 +75,11 @@ struct Files {
 }
 
 #[async_trait]
-impl ServiceAdapter for Files {
-    fn kind(&self) -> &'static str {
-        FilesConfig::KIND
-    }
+impl Kind for Files {
+    const NAME: &'static str = FilesConfig::KIND;
 
-    fn capabilities(&self) -> Capabilities {
-        Capabilities::full()
-    }
-
-    async fn check(&self, cx: &OpContext) -> Result<(), AdapterError> {
-        self.live.roots(cx).await.map(|_| ())
+    fn live(&self) -> &Live {
+        &self.live
     }
 
     async fn open(&self, cx: &OpContext) -> Result<BackupSource, AdapterError> {
@@ -128,74 +120,11 @@ impl ServiceAdapter for Files {
         }))
     }
 
-    fn content_check(&self, _: &CheckPurpose, _: &ArtifactMeta) -> Option<Box<dyn ContentCheck>> {
-        Some(Box::new(TarCheck::new()))
+    fn check() -> Box<dyn ContentCheck> {
+        Box::new(TarCheck::new())
     }
 
-    fn by_hand(&self, backup: &HandContext<'_>) -> Vec<HandStep> {
-        hand::steps(backup)
-    }
-
-    async fn plan_restore(
-        &self,
-        cx: &OpContext,
-        backup: &Metadata,
-        target: &RestoreTarget,
-    ) -> Result<RestorePlan, AdapterError> {
-        let (cx, live, backup, target) = (cx.clone(), self.live.clone(), backup.clone(), target.clone());
-        blocking(move || restore::plan(&cx, &live, &backup, &target)).await
-    }
-
-    async fn stage(
-        &self,
-        cx: &OpContext,
-        plan: &RestorePlan,
-        source: &RestoreSource,
-    ) -> Result<StepToken, AdapterError> {
-        restore::stage(cx, &self.live, plan, source).await
-    }
-
-    fn replaces(&self, staged: &StepToken) -> Option<Vec<Replaced>> {
-        restore::replaces(staged)
-    }
-
-    async fn switch(
-        &self,
-        _: &OpContext,
-        _: &RestorePlan,
-        staged: &StepToken,
-    ) -> Result<StepToken, AdapterError> {
-        let staged = staged.clone();
-        blocking(move || restore::switch(&staged)).await
-    }
-
-    async fn probe(&self, cx: &OpContext, target: &RestoreTarget) -> Result<Evidence, AdapterError> {
-        let (cx, live, target) = (cx.clone(), self.live.clone(), target.clone());
-        blocking(move || Ok(live.count(&cx, &target)?.counts.evidence())).await
-    }
-
-    async fn undo(&self, cx: &OpContext, switched: &StepToken) -> Result<StepToken, AdapterError> {
-        let (cx, switched) = (cx.clone(), switched.clone());
-        blocking(move || restore::undo(&cx, &switched)).await
-    }
-
-    async fn leftovers(&self, cx: &OpContext, token: &StepToken) -> Result<Vec<Leftover>, AdapterError> {
-        let (cx, token) = (cx.clone(), token.clone());
-        blocking(move || restore::leftovers(&cx, &token)).await
-    }
-
-    async fn discard(&self, cx: &OpContext, token: &StepToken) -> Result<(), AdapterError> {
-        let (cx, token) = (cx.clone(), token.clone());
-        blocking(move || restore::discard(&cx, &token)).await
-    }
-
-    async fn reclaim(&self, cx: &OpContext, dead: &[RunId]) -> Result<Vec<String>, AdapterError> {
-        // Roots that are gone have nothing beside them that we could find.
-        let roots: Vec<PathBuf> = match self.live.roots(cx).await {
-            Ok((roots, _)) => roots.into_iter().map(|r| r.path).collect(),
-            Err(_) => self.live.paths.iter().map(|p| self.live.base.join(p)).collect(),
-        };
-        let dead = dead.to_vec();
-        blocking(move || restore::reclaim(&roots, &dead)).await
+    fn count(cx: &OpContext, live: &Live, target: &RestoreTarget) -> Result<Evidence, AdapterError> {
+        Ok(live.count(cx, target)?.counts.evidence())
     }
 }

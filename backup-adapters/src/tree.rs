@@ -2,8 +2,10 @@
 //!
 //! [`walk`] visits a tree in a fixed order, [`write`] makes an archive of what it sees, [`parse`] takes an archive
 //! apart as it passes (no seeking, no buffering of data), [`check`] counts with it and [`extract`], [`fill`] and
-//! [`direct`] write the tree again. [`capture`] and [`restore`] connect these blocking parts with the engine.
+//! [`direct`] write the tree again. [`capture`] and [`restore`] connect these blocking parts with the engine, as one
+//! [`adapter`].
 
+pub(crate) mod adapter;
 pub(crate) mod apply;
 pub(crate) mod capture;
 pub(crate) mod check;

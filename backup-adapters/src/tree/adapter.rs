@@ -1,0 +1,134 @@
+//! One [`ServiceAdapter`] for everything that is archived as a tree: `files` and `env` say only what differs.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use async_trait::async_trait;
+use backup_core::{
+    AdapterError, ArtifactMeta, BackupSource, Capabilities, CheckPurpose, ContentCheck, Evidence,
+    HandContext, HandStep, Leftover, Metadata, OpContext, Replaced, RestorePlan, RestoreSource,
+    RestoreTarget, RunId, ServiceAdapter, StepToken,
+};
+
+use super::live::{Live, blocking};
+use super::roots::Root;
+use super::rules::Excluded;
+use super::{hand, restore};
+
+/// What differs.
+#[async_trait]
+pub(crate) trait Kind: fmt::Debug + Send + Sync + 'static {
+    /// Its name in metadata.json.
+    const NAME: &'static str;
+
+    /// What was configured.
+    fn live(&self) -> &Live;
+
+    /// What there is to archive now.
+    async fn roots(&self, cx: &OpContext) -> Result<(Vec<Root>, Excluded), AdapterError> {
+        self.live().roots(cx).await
+    }
+
+    /// As of the trait of adapters.
+    async fn open(&self, cx: &OpContext) -> Result<BackupSource, AdapterError>;
+
+    /// A check of the archive.
+    fn check() -> Box<dyn ContentCheck>;
+
+    /// Counts what a target holds. Blocking.
+    fn count(cx: &OpContext, live: &Live, target: &RestoreTarget) -> Result<Evidence, AdapterError>;
+}
+
+/// The adapter.
+#[derive(Debug)]
+pub(crate) struct Tree<K>(pub(crate) K);
+
+#[async_trait]
+impl<K: Kind> ServiceAdapter for Tree<K> {
+    fn kind(&self) -> &'static str {
+        K::NAME
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::full()
+    }
+
+    async fn check(&self, cx: &OpContext) -> Result<(), AdapterError> {
+        self.0.roots(cx).await.map(|_| ())
+    }
+
+    async fn open(&self, cx: &OpContext) -> Result<BackupSource, AdapterError> {
+        self.0.open(cx).await
+    }
+
+    fn content_check(&self, _: &CheckPurpose, _: &ArtifactMeta) -> Option<Box<dyn ContentCheck>> {
+        Some(K::check())
+    }
+
+    fn by_hand(&self, backup: &HandContext<'_>) -> Vec<HandStep> {
+        hand::steps(backup)
+    }
+
+    async fn plan_restore(
+        &self,
+        cx: &OpContext,
+        backup: &Metadata,
+        target: &RestoreTarget,
+    ) -> Result<RestorePlan, AdapterError> {
+        let (cx, live, backup, target) = (cx.clone(), self.0.live().clone(), backup.clone(), target.clone());
+        blocking(move || restore::plan(&cx, &live, &backup, &target)).await
+    }
+
+    async fn stage(
+        &self,
+        cx: &OpContext,
+        plan: &RestorePlan,
+        source: &RestoreSource,
+    ) -> Result<StepToken, AdapterError> {
+        restore::stage(cx, self.0.live(), plan, source).await
+    }
+
+    fn replaces(&self, staged: &StepToken) -> Option<Vec<Replaced>> {
+        restore::replaces(staged)
+    }
+
+    async fn switch(
+        &self,
+        _: &OpContext,
+        _: &RestorePlan,
+        staged: &StepToken,
+    ) -> Result<StepToken, AdapterError> {
+        let staged = staged.clone();
+        blocking(move || restore::switch(&staged)).await
+    }
+
+    async fn probe(&self, cx: &OpContext, target: &RestoreTarget) -> Result<Evidence, AdapterError> {
+        let (cx, live, target) = (cx.clone(), self.0.live().clone(), target.clone());
+        blocking(move || K::count(&cx, &live, &target)).await
+    }
+
+    async fn undo(&self, cx: &OpContext, switched: &StepToken) -> Result<StepToken, AdapterError> {
+        let (cx, switched) = (cx.clone(), switched.clone());
+        blocking(move || restore::undo(&cx, &switched)).await
+    }
+
+    async fn leftovers(&self, cx: &OpContext, token: &StepToken) -> Result<Vec<Leftover>, AdapterError> {
+        let (cx, token) = (cx.clone(), token.clone());
+        blocking(move || restore::leftovers(&cx, &token)).await
+    }
+
+    async fn discard(&self, cx: &OpContext, token: &StepToken) -> Result<(), AdapterError> {
+        let (cx, token) = (cx.clone(), token.clone());
+        blocking(move || restore::discard(&cx, &token)).await
+    }
+
+    async fn reclaim(&self, cx: &OpContext, dead: &[RunId]) -> Result<Vec<String>, AdapterError> {
+        // Roots that are gone have nothing beside them that we could find.
+        let roots: Vec<PathBuf> = match self.0.roots(cx).await {
+            Ok((roots, _)) => roots.into_iter().map(|r| r.path).collect(),
+            Err(_) => self.0.live().paths.iter().map(|p| self.0.live().base.join(p)).collect(),
+        };
+        let dead = dead.to_vec();
+        blocking(move || restore::reclaim(&roots, &dead)).await
+    }
+}
