@@ -101,6 +101,7 @@ pub(crate) enum Verb {
     Verify(commands::verify::Args),
     Restore(commands::restore::Args),
     Undo(commands::undo::Args),
+    Resume(commands::resume::Args),
     Prune(commands::prune::Args),
     Cleanup(commands::cleanup::Args),
     Hold(commands::marks::Hold),
@@ -109,6 +110,8 @@ pub(crate) enum Verb {
     Logs(commands::logs::Args),
     Adapters(commands::adapters::Args),
     Completions(commands::completions::Args),
+    #[command(hide = true)]
+    Watchdog(commands::watchdog::Args),
 }
 
 #[cfg(test)]
@@ -123,7 +126,7 @@ mod tests {
 
     #[test]
     fn every_verb_has_examples() {
-        for verb in Root::command().get_subcommands() {
+        for verb in Root::command().get_subcommands().filter(|verb| !verb.is_hide_set()) {
             let help = verb.get_after_help().map(ToString::to_string).unwrap_or_default();
             assert!(help.contains("backup "), "{}", verb.get_name());
         }

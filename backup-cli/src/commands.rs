@@ -13,11 +13,13 @@ pub(crate) mod logs;
 pub(crate) mod marks;
 pub(crate) mod prune;
 pub(crate) mod restore;
+pub(crate) mod resume;
 pub(crate) mod run;
 pub(crate) mod show;
 pub(crate) mod status;
 pub(crate) mod undo;
 pub(crate) mod verify;
+pub(crate) mod watchdog;
 
 impl Verb {
     /// Does it.
@@ -31,6 +33,7 @@ impl Verb {
             Self::Verify(args) => args.run(cx).await,
             Self::Restore(args) => args.run(cx).await,
             Self::Undo(args) => args.run(cx).await,
+            Self::Resume(args) => args.run(cx).await,
             Self::Prune(args) => args.run(cx).await,
             Self::Cleanup(args) => args.run(cx).await,
             Self::Hold(args) => args.run(cx).await,
@@ -39,6 +42,7 @@ impl Verb {
             Self::Logs(args) => args.run(cx).await,
             Self::Adapters(args) => args.run(cx),
             Self::Completions(args) => args.run(cx),
+            Self::Watchdog(args) => args.run(cx).await,
         }
     }
 }

@@ -2,13 +2,15 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use backup_core::catalog::Catalog;
 use backup_core::config::{Config, StoreConfig};
 use backup_core::engine::Engine;
 use backup_core::plan::BackupPlan;
+use backup_core::runtime::{NoWatchdog, Watchdog};
 use backup_core::state::StateDir;
-use backup_core::{Clock, EventSink, Interval, LocalStore, ServiceName, Store};
+use backup_core::{Clock, EventSink, Interval, LocalStore, MemoryStore, ServiceName, Store};
 use serde_json::{Map, Value};
 
 use crate::args::Global;
@@ -16,10 +18,14 @@ use crate::error::CliError;
 use crate::render::{human::HumanEvents, json::JsonEvents};
 use crate::signals::Interrupt;
 use crate::ui::Ui;
+use crate::watchdog::OwnWatchdog;
 use crate::{Cli, environment, exit_code, secrets::Secrets, zero};
 
 /// Where a configuration is looked for, after `--config` and `$BACKUP_CONFIG`.
 const PLACES: [&str; 2] = ["backup.toml", "/etc/backup/backup.toml"];
+
+/// How long the store is waited for by what can do without it.
+const STORE_PATIENCE: Duration = Duration::from_secs(3);
 
 /// How a verb ended, if nothing went wrong on the way.
 #[derive(Debug)]
@@ -67,6 +73,16 @@ pub(crate) struct Session {
     pub(crate) intervals: Vec<Interval>,
     /// Whether there is a configuration file.
     pub(crate) configured: bool,
+}
+
+/// A configuration that was read and resolved.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    pub(crate) plan: BackupPlan,
+    pub(crate) intervals: Vec<Interval>,
+    /// The configuration file, absolute.
+    pub(crate) file: Option<PathBuf>,
+    pub(crate) state_dir: PathBuf,
 }
 
 /// What to do about a store that is not there.
@@ -121,13 +137,18 @@ impl Context {
             Some(file) => self.open_file(&file, Opening::Existing).await,
             None => {
                 let config = zero::remembered(self)?;
-                self.open(config, &self.dir, Opening::Existing, false).await
+                self.open(self.prepare(config, &self.dir, None)?, Opening::Existing).await
             }
         }
     }
 
     /// Opens a configuration file.
     pub(crate) async fn open_file(&self, file: &Path, opening: Opening) -> Result<Session, CliError> {
+        self.open(self.prepare_file(file)?, opening).await
+    }
+
+    /// Reads a configuration file. Touches no store.
+    pub(crate) fn prepare_file(&self, file: &Path) -> Result<Prepared, CliError> {
         let shown = file.strip_prefix(&self.dir).unwrap_or(file).display().to_string();
         let text = std::fs::read_to_string(file)
             .map_err(|e| CliError::usage(format!("cannot read the configuration `{shown}`")).because(&e))?;
@@ -135,33 +156,62 @@ impl Context {
         // Where the file really is: relative paths in it must not depend on how it was named.
         let file = file.canonicalize().unwrap_or_else(|_| file.to_owned());
         let base = file.parent().unwrap_or(&self.dir).to_owned();
-        self.open(config, &base, opening, true).await
+        self.prepare(config, &base, Some(file))
     }
 
-    /// Opens a configuration.
-    pub(crate) async fn open(
+    /// Resolves a configuration; `file` is where it comes from, if it is one.
+    pub(crate) fn prepare(
         &self,
         config: Config,
         base: &Path,
-        opening: Opening,
-        configured: bool,
-    ) -> Result<Session, CliError> {
+        file: Option<PathBuf>,
+    ) -> Result<Prepared, CliError> {
         let intervals = config.intervals.keys().cloned().collect();
         let plan = config.resolve(&self.cli.adapters, base)?;
         let state_dir = match &plan.state_dir {
             Some(dir) => dir.clone(),
             None => environment::default_state_dir()?,
         };
-        let store = self.open_store(&plan.store, opening).await?;
-        let catalog = match opening {
-            Opening::Existing => Catalog::open(store, Arc::clone(&self.clock)).await?,
+        Ok(Prepared { plan, intervals, file, state_dir })
+    }
+
+    /// Opens a configuration.
+    pub(crate) async fn open(&self, prepared: Prepared, opening: Opening) -> Result<Session, CliError> {
+        let catalog = self.catalog(&prepared.plan.store, opening).await?;
+        self.assemble(prepared, catalog)
+    }
+
+    /// Opens the store.
+    pub(crate) async fn catalog(&self, store: &StoreConfig, opening: Opening) -> Result<Catalog, CliError> {
+        let store = self.open_store(store, opening).await?;
+        match opening {
+            Opening::Existing => Ok(Catalog::open(store, Arc::clone(&self.clock)).await?),
             Opening::Init => {
                 let (catalog, new) = Catalog::init(store, Arc::clone(&self.clock)).await?;
                 let what = if new { "made a new store" } else { "found the store" };
                 self.ui.note(&format!("{what} at {}", catalog.store()));
-                catalog
+                Ok(catalog)
             }
+        }
+    }
+
+    /// Opens a configuration, if need be without its store: for what must be done also while that cannot be reached.
+    pub(crate) async fn open_at_any_rate(&self, prepared: Prepared) -> Result<Session, CliError> {
+        let opening = self.catalog(&prepared.plan.store, Opening::Existing);
+        let why = match tokio::time::timeout(STORE_PATIENCE, opening).await {
+            Ok(Ok(catalog)) => return self.assemble(prepared, catalog),
+            Ok(Err(e)) => e.message,
+            Err(_) => "the store does not answer".to_owned(),
         };
+        self.ui.warn(&format!("no report of this will be kept: {why}"));
+        let nowhere = Arc::new(MemoryStore::new());
+        let (catalog, _) = Catalog::init(nowhere, Arc::clone(&self.clock)).await?;
+        self.assemble(prepared, catalog)
+    }
+
+    /// The engine over a configuration and a catalog.
+    pub(crate) fn assemble(&self, prepared: Prepared, catalog: Catalog) -> Result<Session, CliError> {
+        let Prepared { plan, intervals, file, state_dir } = prepared;
         let state = StateDir::open(state_dir)?;
         let catalog = match state.cache(catalog.store_id()) {
             Ok(cache) => catalog.with_cache(cache),
@@ -170,10 +220,20 @@ impl Context {
                 catalog
             }
         };
+        let configured = file.is_some();
+        let watchdog: Arc<dyn Watchdog> = match (&self.cli.watchdog, file) {
+            (Some(watchdog), _) => Arc::clone(watchdog),
+            (None, Some(file)) => {
+                Arc::new(OwnWatchdog::new(file, &state, &self.global, Arc::clone(&self.ui)))
+            }
+            // What nobody configured is never stopped.
+            (None, None) => Arc::new(NoWatchdog),
+        };
         let engine = Engine::builder(plan, catalog, state)
             .clock(Arc::clone(&self.clock))
             .events(self.events())
             .secrets(Arc::new(Secrets))
+            .watchdog(watchdog)
             .tool(format!("{} {}", self.cli.name, self.cli.version))
             .lock_patience(self.global.wait)
             .build();

@@ -29,6 +29,7 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use backup_core::runtime::Watchdog;
 use backup_core::{AdapterConfig, AdapterRegistry, ConfigError, Store, StoreRegistry};
 use clap::{CommandFactory as _, FromArgMatches as _};
 
@@ -46,6 +47,7 @@ mod scaffold;
 mod secrets;
 mod signals;
 mod ui;
+mod watchdog;
 mod write;
 mod zero;
 
@@ -57,6 +59,7 @@ pub struct Cli {
     version: &'static str,
     adapters: AdapterRegistry,
     stores: StoreRegistry,
+    watchdog: Option<Arc<dyn Watchdog>>,
 }
 
 impl Default for Cli {
@@ -73,6 +76,7 @@ impl Cli {
             version: env!("CARGO_PKG_VERSION"),
             adapters: AdapterRegistry::new(),
             stores: StoreRegistry::new(),
+            watchdog: None,
         }
     }
 
@@ -111,6 +115,13 @@ impl Cli {
         Fut: Future<Output = Result<Arc<dyn Store>, ConfigError>> + Send + 'static,
     {
         self.stores = self.stores.with_scheme(scheme, factory);
+        self
+    }
+
+    /// What brings an interrupted service back if this program cannot. By default it starts itself once more, as
+    /// `<program> watchdog …`: a program whose own arguments do not go to [`run`](Self::run) as they are needs another one.
+    pub fn with_watchdog(mut self, watchdog: Arc<dyn Watchdog>) -> Self {
+        self.watchdog = Some(watchdog);
         self
     }
 

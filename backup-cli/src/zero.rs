@@ -76,7 +76,7 @@ pub(crate) async fn prepare(cx: &Context) -> Result<Session, CliError> {
     for service in gone {
         cx.ui.warn(&format!("{service}: was backed up before, but is not here any more; its backups stay"));
     }
-    let session = cx.open(parse(&text)?, &cx.dir, Opening::Init, false).await?;
+    let session = cx.open(cx.prepare(parse(&text)?, &cx.dir, None)?, Opening::Init).await?;
     let path = memory(cx);
     crate::write::replace(&path, &text)
         .map_err(|e| CliError::failed(format!("cannot write `{}`", path.display())).because(&e))?;

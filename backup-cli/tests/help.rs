@@ -20,6 +20,7 @@ fn the_short_help_fits_a_screen() {
       verify       Prove that backups are what they were
       restore      Restore a service, over what is there or elsewhere
       undo         Put back what the newest restore of a service had replaced
+      resume       Start services again that a killed run has left stopped, paused or fenced
       prune        Delete what the retention of the intervals no longer keeps
       cleanup      Remove what restores kept aside, and what interrupted ones left
       hold         Keep a backup, whatever retention says

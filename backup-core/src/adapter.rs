@@ -155,7 +155,8 @@ pub trait ServiceAdapter: fmt::Debug + Send + Sync + 'static {
     /// Undoes what an entry of the interruption journal says a run did to the service and did not undo, because it died
     /// or is stuck. Idempotent. For stops and pauses one line over
     /// [`Interruption::replay`](crate::runtime::Interruption::replay); an adapter that announces interruptions of its
-    /// own undoes them by the entry's token, and then forgets the entry ([`OpContext::journal`]).
+    /// own undoes them by the entry's token. The engine has checked the entry's host, and forgets the entry unless the
+    /// answer is [`Replay::Foreign`].
     ///
     /// The caller holds the service's lock, unless that run is alive and past its deadline.
     ///

@@ -23,6 +23,8 @@ pub struct OpContext {
     pub service: ServiceName,
     /// The run; tags whatever the adapter leaves in the service, so that `reclaim` finds it after a hard kill.
     pub run_id: RunId,
+    /// The run that is at work: `run_id`, unless it finishes or undoes what that one has begun.
+    pub at_work: RunId,
     /// The operation's moment: names the backup, and what a restore keeps aside (`<name>.backup.<timestamp>`).
     pub timestamp: Timestamp,
     /// A private folder on local disk that exists and is removed after the operation, for spools and scratch files.
@@ -64,6 +66,7 @@ impl OpContext {
         let spool = spool.into();
         Self {
             service,
+            at_work: run_id.clone(),
             run_id,
             timestamp,
             kept: spool.join("kept"),
@@ -85,7 +88,7 @@ impl OpContext {
     pub fn interruption(&self) -> InterruptionContext {
         InterruptionContext {
             service: self.service.clone(),
-            run_id: self.run_id.clone(),
+            run_id: self.at_work.clone(),
             journal: Arc::clone(&self.journal),
             watchdog: Arc::clone(&self.watchdog),
             clock: Arc::clone(&self.clock),

@@ -48,7 +48,7 @@ pub use cleanup::CleanupItem;
 pub use prune::{PruneRequest, SeriesPlan};
 pub use report::{RunReport, StepReport};
 pub use restore::{RestorePreview, RestoreRequest};
-pub use resume::ResumeRequest;
+pub use resume::{OpenInterruption, ResumeRequest};
 pub use select::Selector;
 pub use status::{ServiceStatus, StatusLevel};
 pub use verify::VerifyRequest;

@@ -61,7 +61,8 @@ pub trait ServiceRuntime: fmt::Debug + Send + Sync + 'static {
     /// the program alive until everything is read). Standard output is never mixed with standard error.
     ///
     /// # Errors
-    /// `Conflict` while the service is paused or stopped. What goes wrong later arrives in the stream.
+    /// `Conflict` while the service is paused or stopped, if programs need it to run (in a container they do; on the host
+    /// they do not). What goes wrong later arrives in the stream.
     async fn exec(&self, command: ExecCommand) -> Result<Execution, AdapterError>;
 
     /// Where a path of the service lies on this host; `None` if it cannot be reached from here. See

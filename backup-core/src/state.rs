@@ -6,7 +6,7 @@
 //! <state_dir>/runs/<run id>/              the run's private spool folders, by service; of a dead run, until the service has
 //!                                         reclaimed what it left (30 days, if the service is configured no more)
 //! <state_dir>/restores/<service>/<run id>.json   journal of a restore: what `undo`, `cleanup` and a resumption need
-//! <state_dir>/interruptions/<id>.json   a service that is stopped, paused or fenced by us at this moment
+//! <state_dir>/interruptions/<id>.json     a service that is stopped, paused or fenced by us at this moment
 //! <state_dir>/kept/<service>/             what a restore keeps aside when the service has no place for it
 //! <state_dir>/cache/<store id>/…          may be deleted at any time
 //! ```
@@ -32,7 +32,7 @@ use crate::id::{RunId, ServiceName};
 mod interruptions;
 mod journal;
 
-pub use interruptions::FileJournal;
+pub use interruptions::{FileJournal, JournalContent};
 pub use journal::{RestoreJournal, RestorePhase};
 
 /// How often a held lock is tried again. `flock` has no wait with a deadline.
@@ -322,6 +322,26 @@ impl StateDir {
         Ok(dead)
     }
 
+    /// Whether a run lives. Takes nothing from it, and reclaims nothing.
+    ///
+    /// # Errors
+    /// [`BackupError::State`].
+    pub fn run_lives(&self, run: &RunId) -> Result<bool, BackupError> {
+        let path = self.root.join("runs").join(format!("{run}.lock"));
+        let lock = match File::open(&path) {
+            Ok(lock) => lock,
+            // It took its lock file along.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(e) => return Err(state_error(format!("opening `{}`", path.display()))(e)),
+        };
+        // Shared, so that two who look do not take each other for the run; closed at once.
+        match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockShared) {
+            Ok(()) => Ok(false),
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(true),
+            Err(e) => Err(state_error(format!("looking at `{}`", path.display()))(e.into())),
+        }
+    }
+
     /// Takes the lock of `service`, waiting at most `patience` for another process. A dead process holds nothing.
     ///
     /// # Errors
@@ -429,6 +449,8 @@ mod tests {
         // As after a SIGKILL: the lock is gone, the files are not.
         rustix::fs::flock(&killed._lock, FlockOperation::Unlock).unwrap();
         std::mem::forget(killed);
+        assert!(state.run_lives(&alive).unwrap() && !state.run_lives(&dead).unwrap());
+        assert!(!state.run_lives(&RunId::generate(now)).unwrap(), "it ended long ago");
         let found = state.dead_runs().unwrap();
         assert_eq!(found.iter().map(|(r, _)| r.clone()).collect::<Vec<_>>(), [dead]);
         assert!(spool.exists());

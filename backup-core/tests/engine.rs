@@ -20,6 +20,8 @@ use bytes::Bytes;
 mod backups;
 #[path = "engine/faults.rs"]
 mod faults;
+#[path = "engine/interruptions.rs"]
+mod interruptions;
 #[path = "engine/restores.rs"]
 mod restores;
 #[path = "engine/retention.rs"]

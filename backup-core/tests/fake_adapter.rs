@@ -5,8 +5,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use backup_core::testkit::adapter_suite::{AdapterFixture, Bench, capture};
-use backup_core::testkit::fake_adapter::{Call, FakeAdapter, FakeConfig, Step, text_of, text_of_dir};
+use backup_core::runtime::{InterruptionKind, RunState};
+use backup_core::testkit::FakeRuntime;
+use backup_core::testkit::adapter_suite::{
+    AdapterFixture, Bench, capture, what_a_killed_capture_interrupted_comes_back,
+};
+use backup_core::testkit::fake_adapter::{
+    Call, FakeAdapter, FakeConfig, Interrupts, Step, text_of, text_of_dir,
+};
 use backup_core::{
     AdapterConfig, AdapterErrorKind, BuildContext, Capabilities, Evidence, ReadOutcome, ServiceAdapter,
     ServiceName,
@@ -41,6 +47,22 @@ backup_core::adapter_conformance_tests!(full, || async { Fixture(fake().only_if_
 backup_core::adapter_conformance_tests!(backup_only, || async {
     Fixture(fake().with_capabilities(Capabilities::backup_only()))
 });
+backup_core::adapter_conformance_tests!(pausing, || async { Fixture(pausing(fake())) });
+backup_core::adapter_conformance_tests!(fencing, || async {
+    Fixture(fake().interrupting(Interrupts::Own(FakeRuntime::new(RunState::Running))))
+});
+
+fn pausing(fake: FakeAdapter) -> FakeAdapter {
+    let runtime = FakeRuntime::new(RunState::Running);
+    fake.interrupting(Interrupts::Runtime(runtime, InterruptionKind::Pause))
+}
+
+#[tokio::test]
+#[should_panic(expected = "bring-back fails")]
+async fn the_suite_finds_an_adapter_that_brings_nothing_back() {
+    let bench = Bench::new(Fixture(pausing(fake()).failing(Step::BringBack)));
+    what_a_killed_capture_interrupted_comes_back(&bench).await;
+}
 
 fn bench() -> Bench {
     Bench::new(Fixture(fake()))

@@ -6,8 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use backup_core::AdapterErrorKind as Kind;
+use backup_core::StepToken;
 use backup_core::runtime::{
-    Interruption, InterruptionContext, InterruptionJournal as _, InterruptionKind, Place, Replay, RunState,
+    Announced, Interruption, InterruptionContext, InterruptionJournal as _, InterruptionKind, Place, Replay,
+    RunState,
 };
 use backup_core::testkit::{FakeRuntime, ManualClock};
 use tokio::time::{Instant, advance};
@@ -184,4 +186,88 @@ async fn what_was_stopped_runs_again_after_a_restart_of_the_host() {
     assert_eq!(Interruption::replay(&context(&fake), &fake, &entry).await.unwrap(), Replay::Undone);
     assert_eq!(fake.state(), RunState::Running);
     assert!(fake.entries().await.unwrap().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_others_have_ended_is_no_success_and_what_we_ended_stays_one() {
+    let fake = FakeRuntime::new(RunState::Running);
+    let mut interruption = begin(&fake, PAUSE).await.unwrap();
+    let entry = fake.entries().await.unwrap().remove(0);
+    assert_eq!(entry.until.unwrap() - entry.began_at, chrono::TimeDelta::seconds(100));
+    // As a watchdog does: it says so, then acts. We come back in between.
+    assert!(fake.take_over(&entry).await.unwrap());
+    for _ in 0..2 {
+        assert_eq!(interruption.end().await.unwrap_err().kind(), Kind::Conflict);
+    }
+    assert_eq!(fake.state(), RunState::Running);
+    assert!(!fake.take_over(&entry).await.unwrap(), "there is nothing left to take over");
+
+    // And when the watchdog is done already.
+    let mut interruption = begin(&fake, PAUSE).await.unwrap();
+    let entry = fake.entries().await.unwrap().remove(0);
+    fake.take_over(&entry).await.unwrap();
+    assert_eq!(Interruption::replay(&context(&fake), &fake, &entry).await.unwrap(), Replay::Undone);
+    assert_eq!(interruption.end().await.unwrap_err().kind(), Kind::Conflict);
+
+    // An error of the watchdog alone comes once; the interruption was ours to the end.
+    let mut interruption = begin(&fake, PAUSE).await.unwrap();
+    fake.fail_next("disarm", Kind::Other, false);
+    assert_eq!(interruption.end().await.unwrap_err().kind(), Kind::Other);
+    assert_eq!(interruption.end().await.unwrap(), Duration::ZERO);
+    assert_eq!(interruption.end().await.unwrap(), Duration::ZERO);
+}
+
+async fn announce(fake: &FakeRuntime) -> Result<Announced, Kind> {
+    let deadline = Instant::now() + Duration::from_secs(100);
+    let token = StepToken::new(&"demote").unwrap();
+    let announced = Interruption::announce(context(fake), "fence writes of", "c1", token, deadline).await;
+    announced.map_err(|e| e.kind())
+}
+
+#[tokio::test]
+async fn what_an_adapter_does_itself_is_announced_before_and_forgotten_after() {
+    let fake = FakeRuntime::new(RunState::Running);
+    let announced = announce(&fake).await.unwrap();
+    assert_eq!(fake.take_log(), ["journal", "arm"]);
+    let entry = fake.entries().await.unwrap().remove(0);
+    assert_eq!(&entry, announced.entry());
+    let InterruptionKind::Other { what, token } = &entry.kind else { panic!("{entry:?}") };
+    assert_eq!((what.as_str(), token.get::<String>().unwrap().as_str()), ("fence writes of", "demote"));
+    announced.undone().await.unwrap();
+    announced.undone().await.unwrap();
+    assert_eq!(fake.take_log(), ["disarm", "clear"]);
+
+    let announced = announce(&fake).await.unwrap();
+    fake.take_over(announced.entry()).await.unwrap();
+    for _ in 0..2 {
+        assert_eq!(announced.undone().await.unwrap_err().kind(), Kind::Conflict);
+    }
+    assert!(fake.entries().await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn without_a_journal_or_a_watchdog_nothing_is_announced() {
+    for step in ["journal", "arm"] {
+        let fake = FakeRuntime::new(RunState::Running);
+        fake.fail_next(step, Kind::NoSpace, false);
+        assert_eq!(announce(&fake).await.unwrap_err(), Kind::NoSpace, "{step}");
+        assert!(fake.entries().await.unwrap().is_empty(), "{step}");
+    }
+}
+
+#[tokio::test]
+async fn a_runtime_cannot_undo_what_an_adapter_did() {
+    let fake = FakeRuntime::new(RunState::Running);
+    drop(announce(&fake).await.unwrap());
+    let _log = fake.take_log();
+    // Whether it still lasts is not known to a runtime: it must neither act nor forget it.
+    let entry = fake.entries().await.unwrap().remove(0);
+    let replayed = Interruption::replay(&context(&fake), &fake, &entry).await;
+    assert_eq!(replayed.unwrap_err().kind(), Kind::Unsupported);
+    assert_eq!((fake.take_log(), fake.entries().await.unwrap().len()), (vec![], 1));
+
+    let fake = FakeRuntime::new(RunState::Running);
+    let kind = InterruptionKind::Other { what: "fence".into(), token: StepToken::new(&1).unwrap() };
+    assert_eq!(begin(&fake, kind).await.unwrap_err(), Kind::Unsupported);
+    assert_eq!((fake.take_log(), fake.entries().await.unwrap().len()), (vec![], 0));
 }

@@ -7,14 +7,21 @@ use async_trait::async_trait;
 use backup_core::AdapterError;
 use backup_core::runtime::{ExecCommand, Execution, ExitStatus, Inspection, ServiceRuntime};
 
+mod exec;
+mod group;
+mod stdin;
+mod stdout;
+mod systemd;
+mod tail;
+mod user;
+
+use systemd::Unit;
+
 /// A service of this host.
 #[derive(Debug, Clone, Default)]
 pub struct HostRuntime {
     unit: Option<String>,
-}
-
-fn todo(what: &str) -> AdapterError {
-    AdapterError::unsupported(format!("cannot {what} yet"))
+    path: Vec<PathBuf>,
 }
 
 impl HostRuntime {
@@ -26,37 +33,54 @@ impl HostRuntime {
 
     /// A systemd unit.
     pub fn unit(unit: impl Into<String>) -> Self {
-        Self { unit: Some(unit.into()) }
+        Self { unit: Some(unit.into()), ..Self::default() }
+    }
+
+    /// Looks for programs in these folders first, then where the environment says; e.g. `/usr/lib/postgresql/15/bin`.
+    #[must_use]
+    pub fn with_program_path(mut self, folders: impl IntoIterator<Item = impl Into<PathBuf>>) -> Self {
+        self.path.extend(folders.into_iter().map(Into::into));
+        self
+    }
+
+    fn systemd(&self, what: &str) -> Result<Unit<'_>, AdapterError> {
+        let unknown = || {
+            AdapterError::unsupported(format!(
+                "cannot {what} a service that is only known by its address: name its systemd unit"
+            ))
+        };
+        let name = self.unit.as_deref().ok_or_else(unknown)?;
+        Ok(Unit { name, path: &self.path })
     }
 }
 
 #[async_trait]
 impl ServiceRuntime for HostRuntime {
     async fn inspect(&self) -> Result<Inspection, AdapterError> {
-        let _ = &self.unit;
-        Err(todo("inspect"))
+        self.systemd("inspect")?.inspect().await
     }
 
     async fn start(&self) -> Result<(), AdapterError> {
-        Err(todo("start"))
+        self.systemd("start")?.start().await
     }
 
+    /// systemd kills the unit itself after its `TimeoutStopSec`, however long `grace` is: it counts as killed then.
     async fn stop(&self, grace: Duration) -> Result<ExitStatus, AdapterError> {
-        let _ = grace;
-        Err(todo("stop"))
+        self.systemd("stop")?.stop(grace).await
     }
 
+    /// By the freezer of its control group: systemd 246 or newer, with the unified hierarchy.
     async fn pause(&self) -> Result<(), AdapterError> {
-        Err(todo("pause"))
+        self.systemd("pause")?.pause().await
     }
 
     async fn unpause(&self) -> Result<(), AdapterError> {
-        Err(todo("unpause"))
+        self.systemd("let go on")?.unpause().await
     }
 
+    /// Also while the service is stopped: a program of the host needs no running service.
     async fn exec(&self, command: ExecCommand) -> Result<Execution, AdapterError> {
-        let _ = command;
-        Err(todo("exec"))
+        exec::run(command, &self.path).await
     }
 
     async fn volume_path(&self, inside: &Path) -> Result<Option<PathBuf>, AdapterError> {

@@ -1,12 +1,12 @@
 //! `backup status`.
 
 use backup_core::ServiceName;
-use backup_core::engine::{ServiceStatus, StatusLevel};
+use backup_core::engine::{OpenInterruption, ServiceStatus, StatusLevel};
 use chrono::{DateTime, Utc};
 use serde_json::json;
 
 use super::list;
-use crate::context::{Context, Done};
+use crate::context::{Context, Done, Session};
 use crate::error::CliError;
 use crate::render::table::{self, Column};
 use crate::ui::{BOLD, GREEN, RED, YELLOW, paint};
@@ -14,8 +14,8 @@ use crate::{exit_code, format};
 
 /// Show whether every service is safe, and what to do if one is not
 ///
-/// A service is `critical` without a good backup that is younger than its max_age, or when a restore of it was cut short;
-/// `warning` when there is one but something newer needs a look.
+/// A service is `critical` without a good backup that is younger than its max_age, when a restore of it was cut short,
+/// or when a killed run has left it stopped or paused; `warning` when there is one but something newer needs a look.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -39,7 +39,8 @@ impl Args {
         let session = cx.session().await?;
         session.check_services(&self.services)?;
         let all = session.engine.status(&self.services).await?;
-        let worst = all.iter().map(|s| s.level).max();
+        let strays = self.strays(&session).await?;
+        let worst = all.iter().map(|s| s.level).chain(strays.iter().map(|_| StatusLevel::Critical)).max();
         let code = match worst {
             None => exit_code::NOTHING,
             Some(StatusLevel::Critical) => exit_code::FAILED,
@@ -48,17 +49,34 @@ impl Args {
         };
         if cx.ui.is_json() {
             all.iter().for_each(|s| cx.ui.json(&line(s)));
+            for stray in &strays {
+                cx.ui.json(&json!({ "event": "interruption", "level": "critical", "entry": stray.entry }));
+            }
         } else if all.is_empty() {
             cx.ui.note("no services are configured: `backup init` looks for some");
         } else {
             cx.ui.product(&text(&all, cx.clock.now()));
+        }
+        for stray in &strays {
+            let service = &stray.entry.service;
+            cx.ui.warn(&format!(
+                "{service}: {stray}; it is not in the configuration any more: `backup resume` says more"
+            ));
         }
         let count = |level| all.iter().filter(|s| s.level == level).count();
         Ok(Done::code(code)
             .with("level", worst)
             .with("ok", count(StatusLevel::Ok))
             .with("warning", count(StatusLevel::Warning))
-            .with("critical", count(StatusLevel::Critical)))
+            .with("critical", count(StatusLevel::Critical) + strays.len()))
+    }
+
+    /// Interruptions of services that nobody asks for any more.
+    async fn strays(&self, session: &Session) -> Result<Vec<OpenInterruption>, CliError> {
+        let mut open = session.engine.open_interruptions().await?;
+        let known = &session.plan().services;
+        open.retain(|o| !known.contains_key(&o.entry.service) && self.services.is_empty());
+        Ok(open)
     }
 }
 

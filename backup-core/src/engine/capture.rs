@@ -10,6 +10,7 @@ use futures::{FutureExt, TryStreamExt};
 use tokio::time::Instant;
 
 use super::back_up::UsualSizes;
+use super::resume::Whose;
 use super::{Inner, Run, StepReport, deadline, millis};
 use crate::adapter::CheckPurpose;
 use crate::catalog::FactKind;
@@ -54,7 +55,7 @@ impl Inner {
     ) -> Result<(), BackupError> {
         let service = self.service(name)?;
         let _lock = self.lock(run, name).await?;
-        self.end_interruptions(run, service).await;
+        self.end_interruptions(run, service, Whose::Others).await;
         if let Some(open) = self.state.restores(name)?.iter().find(|j| j.is_half_done()) {
             return Err(BackupError::Refused(format!(
                 "the restore of {} (run {}) was interrupted while it went live: finish it with `backup restore {name}` or `backup undo {name}`",
@@ -78,7 +79,11 @@ impl Inner {
         });
         let source = match opened.await {
             Ok(source) => source.into_parts(),
-            Err(e) => return Err(self.abandon(draft, e).await.1),
+            Err(e) => {
+                // A dropped call cannot wait for an undo.
+                self.end_interruptions(run, service, Whose::Own).await;
+                return Err(self.abandon(draft, e).await.1);
+            }
         };
         let SourceParts { mut artifacts, release, settle } = source;
 
@@ -92,6 +97,7 @@ impl Inner {
             Err(_) => ReadOutcome::Failed,
         };
         let released = hook(service, Stage::Release, || release(outcome)).await;
+        self.end_interruptions(run, service, Whose::Own).await;
         let committed = match (read, released) {
             (Ok(read), Ok(report)) => {
                 caught(self.publish(run, service, &mut draft, read, report, started, step)).await

@@ -8,6 +8,7 @@ use async_trait::async_trait;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::resume::Whose;
 use super::select::Choice;
 use super::{Engine, Inner, Run, RunReport, Selector, StepReport, deadline, millis};
 use crate::adapter::{ArtifactOpener, RestorePlan, RestoreSource, RestoreTarget, StepToken};
@@ -245,8 +246,21 @@ impl Inner {
         let name = &preview.request.service;
         let service = self.service(name)?;
         let _lock = self.lock(run, name).await?;
-        self.end_interruptions(run, service).await;
+        self.end_interruptions(run, service, Whose::Others).await;
         self.settle_interrupted(run, service).await?;
+        let restored = self.restore_onto(run, service, preview, step).await;
+        self.end_interruptions(run, service, Whose::Own).await;
+        restored
+    }
+
+    async fn restore_onto(
+        self: &Arc<Self>,
+        run: &Run,
+        service: &PlannedService,
+        preview: &RestorePreview,
+        step: &mut StepReport,
+    ) -> Result<(), BackupError> {
+        let name = &service.name;
         // Read again: between the preview and now it may have been deleted or found damaged.
         let metadata = self.catalog.metadata(&preview.entry.id).await?;
         step.plain_bytes = metadata.plain_bytes();

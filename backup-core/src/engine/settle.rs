@@ -1,5 +1,6 @@
 //! Undoing restores, and bringing those that were killed midway to an end.
 
+use super::resume::Whose;
 use super::{Inner, Run, StepReport, deadline};
 use crate::adapter::RestoreTarget;
 use crate::error::{BackupError, Stage, chain};
@@ -119,7 +120,7 @@ impl Inner {
     ) -> Result<(), BackupError> {
         let service = self.service(name)?;
         let _lock = self.lock(run, name).await?;
-        self.end_interruptions(run, service).await;
+        self.end_interruptions(run, service, Whose::Others).await;
         // An undo that was cut short is what is asked for; an older restore is another question.
         if let Some(undone) = self.settle_interrupted(run, service).await?.undone.pop() {
             step.id = Some(undone.backup);
@@ -139,7 +140,9 @@ impl Inner {
         };
         let at = self.begin_undo(&mut journal)?;
         let cx = self.context(run, service, at, deadline(service.timeout))?;
-        match service.adapter.undo(&cx, &switched).await {
+        let undone = service.adapter.undo(&cx, &switched).await;
+        self.end_interruptions(run, service, Whose::Own).await;
+        match undone {
             Ok(token) => {
                 journal.switched = Some(token);
                 journal.phase = RestorePhase::Undone;

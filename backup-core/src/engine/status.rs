@@ -9,6 +9,7 @@ use super::{Engine, Inner};
 use crate::catalog::{BackupState, Entry, Filter, Listing};
 use crate::error::BackupError;
 use crate::id::{ServiceName, Timestamp};
+use crate::state::JournalContent;
 
 /// How far a moment may lie ahead of this host's clock and still be believed.
 const SKEW: TimeDelta = TimeDelta::minutes(5);
@@ -67,12 +68,18 @@ impl Engine {
             _ => Filter::default(),
         };
         let listing = inner.catalog.list(&filter).await?;
-        names.iter().map(|name| inner.status_of(name, &listing)).collect()
+        let journal = inner.interruptions().await?;
+        names.iter().map(|name| inner.status_of(name, &listing, &journal)).collect()
     }
 }
 
 impl Inner {
-    fn status_of(&self, name: &ServiceName, listing: &Listing) -> Result<ServiceStatus, BackupError> {
+    fn status_of(
+        &self,
+        name: &ServiceName,
+        listing: &Listing,
+        journal: &JournalContent,
+    ) -> Result<ServiceStatus, BackupError> {
         let service = self.service(name)?;
         let now = self.clock.now();
         let good: Vec<&Entry> = listing.of(name).filter(|e| e.is_good()).collect();
@@ -102,6 +109,15 @@ impl Inner {
             status.level = status.level.max(level);
             status.problems.push(what);
         };
+        // First of all: the service may be down at this moment.
+        for entry in journal.entries.iter().filter(|e| e.service == *name) {
+            let open = self.judge(entry.clone())?;
+            let level = if open.expected { StatusLevel::Warning } else { StatusLevel::Critical };
+            problem(level, open.to_string(), (!open.expected).then(|| "backup resume".to_owned()));
+        }
+        for file in &journal.unreadable {
+            problem(StatusLevel::Critical, file.clone(), None);
+        }
         for error in &listing.errors {
             problem(StatusLevel::Critical, error.clone(), None);
         }

@@ -1,11 +1,11 @@
 //! [`Interruption`]: stopping or pausing a service in such a way that it always comes back.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, timeout};
 
@@ -37,6 +37,16 @@ pub enum InterruptionKind {
         /// What the adapter's [`bring_back`](crate::ServiceAdapter::bring_back) needs to undo it. No secrets.
         token: StepToken,
     },
+}
+
+impl fmt::Display for InterruptionKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Stop { .. } => "stopped",
+            Self::Pause => "paused",
+            Self::Other { what, .. } => what,
+        })
+    }
 }
 
 impl InterruptionKind {
@@ -84,6 +94,25 @@ pub struct InterruptionEntry {
     pub instance: String,
     /// When it began.
     pub began_at: DateTime<Utc>,
+    /// When it is overdue.
+    #[serde(default)]
+    pub until: Option<DateTime<Utc>>,
+}
+
+impl InterruptionEntry {
+    fn new(cx: &InterruptionContext, kind: InterruptionKind, instance: String, left: Duration) -> Self {
+        let now = cx.clock.now();
+        Self {
+            id: uuid::Uuid::new_v4().simple().to_string(),
+            service: cx.service.clone(),
+            run_id: cx.run_id.clone(),
+            kind,
+            place: cx.journal.place(),
+            instance,
+            began_at: now,
+            until: TimeDelta::from_std(left).ok().and_then(|left| now.checked_add_signed(left)),
+        }
+    }
 }
 
 /// Remembers interruptions across a crash of this process; lives in the state directory of the host.
@@ -95,8 +124,12 @@ pub trait InterruptionJournal: fmt::Debug + Send + Sync + 'static {
     /// Adds an entry. Durable on return.
     async fn write(&self, entry: &InterruptionEntry) -> Result<(), AdapterError>;
 
-    /// Removes an entry. Idempotent.
-    async fn clear(&self, entry: &InterruptionEntry) -> Result<(), AdapterError>;
+    /// Notes that somebody else than the run that made the entry is about to undo it; the entry stays. Whether it was
+    /// there. Atomic against [`clear`](Self::clear): that answers `false` from here on.
+    async fn take_over(&self, entry: &InterruptionEntry) -> Result<bool, AdapterError>;
+
+    /// Removes an entry. Idempotent. Whether it was there and nobody had taken it over.
+    async fn clear(&self, entry: &InterruptionEntry) -> Result<bool, AdapterError>;
 
     /// What was never cleared.
     async fn entries(&self) -> Result<Vec<InterruptionEntry>, AdapterError>;
@@ -162,6 +195,8 @@ pub struct Interruption {
     deadline: Instant,
     exit: Option<ExitStatus>,
     lasted: Option<Duration>,
+    /// Once the journal has forgotten it: whether it was ours until then.
+    ours: Option<bool>,
 }
 
 impl Interruption {
@@ -177,6 +212,9 @@ impl Interruption {
         kind: InterruptionKind,
         deadline: Instant,
     ) -> Result<Self, AdapterError> {
+        if matches!(kind, InterruptionKind::Other { .. }) {
+            return Err(not_by_runtime(&kind));
+        }
         let left = deadline.saturating_duration_since(Instant::now());
         let needed = if let InterruptionKind::Stop { grace } = &kind { *grace } else { Duration::ZERO };
         if left <= needed {
@@ -185,7 +223,8 @@ impl Interruption {
         }
         let before = runtime.inspect().await?;
         let began = Instant::now();
-        let mut this = Self { runtime, cx, entry: None, began, deadline, exit: None, lasted: None };
+        let mut this =
+            Self { runtime, cx, entry: None, began, deadline, exit: None, lasted: None, ours: None };
         match (before.state, &kind) {
             (RunState::Running, _) => {}
             (RunState::Paused, InterruptionKind::Stop { .. }) => {
@@ -195,15 +234,7 @@ impl Interruption {
             // Whoever put it into this state shall find it there again.
             _ => return Ok(this),
         }
-        let entry = InterruptionEntry {
-            id: uuid::Uuid::new_v4().simple().to_string(),
-            service: this.cx.service.clone(),
-            run_id: this.cx.run_id.clone(),
-            kind: kind.clone(),
-            place: this.cx.journal.place(),
-            instance: before.instance,
-            began_at: this.cx.clock.now(),
-        };
+        let entry = InterruptionEntry::new(&this.cx, kind.clone(), before.instance, left);
         this.cx.journal.write(&entry).await?;
         this.entry = Some(entry.clone());
         if let Err(e) = this.cx.watchdog.arm(&entry, left).await {
@@ -281,13 +312,22 @@ impl Interruption {
     /// # Errors
     /// Those of the runtime, and `Timeout` if the service does not come back within five minutes: journal and watchdog
     /// remember it then. An error of the journal or the watchdog alone comes after the service is back.
+    /// `Conflict` if somebody else has ended the interruption before, e.g. the watchdog at the deadline: the service may
+    /// have run while it was thought to stand still, and what was read meanwhile is worth nothing.
     pub async fn end(&mut self) -> Result<Duration, AdapterError> {
         let Some(entry) = &self.entry else { return Ok(Duration::ZERO) };
         if self.lasted.is_none() {
             bring_back(&*self.runtime, entry).await?;
             self.lasted = Some(self.began.elapsed());
         }
-        forget(&self.cx, entry).await?;
+        if self.ours.is_none() {
+            let (ours, disarmed) = forget(&self.cx, entry).await?;
+            self.ours = Some(ours);
+            disarmed?;
+        }
+        if self.ours == Some(false) {
+            return Err(ended_by_others(entry));
+        }
         Ok(self.lasted.unwrap_or_default())
     }
 
@@ -304,23 +344,16 @@ impl Interruption {
         token: StepToken,
         deadline: Instant,
     ) -> Result<Announced, AdapterError> {
-        let entry = InterruptionEntry {
-            id: uuid::Uuid::new_v4().simple().to_string(),
-            service: cx.service.clone(),
-            run_id: cx.run_id.clone(),
-            kind: InterruptionKind::Other { what: what.into(), token },
-            place: cx.journal.place(),
-            instance: instance.into(),
-            began_at: cx.clock.now(),
-        };
-        cx.journal.write(&entry).await?;
         let left = deadline.saturating_duration_since(Instant::now());
+        let kind = InterruptionKind::Other { what: what.into(), token };
+        let entry = InterruptionEntry::new(&cx, kind, instance.into(), left);
+        cx.journal.write(&entry).await?;
         if let Err(e) = cx.watchdog.arm(&entry, left).await {
             // Nothing was done yet. Should this fail too, undoing the entry finds nothing to do.
             let _second = forget(&cx, &entry).await;
             return Err(e);
         }
-        Ok(Announced { cx, entry })
+        Ok(Announced { cx, entry, ours: OnceLock::new() })
     }
 
     /// Undoes what an entry of the journal says a dead run did.
@@ -329,7 +362,7 @@ impl Interruption {
     /// the answer says why. The caller holds the service's lock.
     ///
     /// # Errors
-    /// As [`end`](Self::end); the entry stays.
+    /// As [`end`](Self::end), and `Unsupported` for what an adapter did itself; the entry stays.
     pub async fn replay(
         cx: &InterruptionContext,
         runtime: &dyn ServiceRuntime,
@@ -341,6 +374,10 @@ impl Interruption {
         }
         if entry.service != cx.service {
             return Ok(Replay::Foreign(format!("it is about service `{}`", entry.service)));
+        }
+        // Whether it still lasts, a runtime cannot see: forgetting it would leave the service as it is.
+        if matches!(entry.kind, InterruptionKind::Other { .. }) {
+            return Err(not_by_runtime(&entry.kind));
         }
         let now = match runtime.inspect().await {
             Err(e) if e.kind() == AdapterErrorKind::NotFound => {
@@ -357,7 +394,7 @@ impl Interruption {
         if ours {
             bring_back(runtime, entry).await?;
         }
-        forget(cx, entry).await?;
+        forget(cx, entry).await?.1?;
         Ok(if ours { Replay::Undone } else { Replay::NothingToDo })
     }
 }
@@ -368,6 +405,7 @@ impl Interruption {
 pub struct Announced {
     cx: InterruptionContext,
     entry: InterruptionEntry,
+    ours: OnceLock<bool>,
 }
 
 impl Announced {
@@ -380,9 +418,19 @@ impl Announced {
     /// The service is as it should be again: journal and watchdog forget it. Idempotent.
     ///
     /// # Errors
-    /// Those of the journal and the watchdog.
+    /// Those of the journal and the watchdog. `Conflict` if somebody else has undone it before, e.g. the watchdog at the
+    /// deadline: what relied on it is worth nothing.
     pub async fn undone(&self) -> Result<(), AdapterError> {
-        forget(&self.cx, &self.entry).await
+        let ours = match self.ours.get() {
+            Some(ours) => *ours,
+            None => {
+                let (ours, disarmed) = forget(&self.cx, &self.entry).await?;
+                let ours = *self.ours.get_or_init(|| ours);
+                disarmed?;
+                ours
+            }
+        };
+        if ours { Ok(()) } else { Err(ended_by_others(&self.entry)) }
     }
 }
 
@@ -398,7 +446,7 @@ pub enum Replay {
 }
 
 fn not_by_runtime(kind: &InterruptionKind) -> AdapterError {
-    AdapterError::unsupported(format!("no runtime can {} a service", kind.verb()))
+    AdapterError::unsupported(format!("no runtime can {} a service, or undo it", kind.verb()))
 }
 
 async fn bring_back(runtime: &dyn ServiceRuntime, entry: &InterruptionEntry) -> Result<(), AdapterError> {
@@ -421,9 +469,20 @@ async fn bring_back(runtime: &dyn ServiceRuntime, entry: &InterruptionEntry) -> 
     })
 }
 
+fn ended_by_others(entry: &InterruptionEntry) -> AdapterError {
+    let what = format!(
+        "`{}` was brought back by the watchdog before its interruption was over: it had lasted too long",
+        entry.service
+    );
+    AdapterError::new(AdapterErrorKind::Conflict, what)
+}
+
 /// The watchdog first: should the journal fail then, replaying the entry finds the service running and does nothing.
-async fn forget(cx: &InterruptionContext, entry: &InterruptionEntry) -> Result<(), AdapterError> {
+/// Whether the interruption was ours until now, and how the watchdog took it.
+async fn forget(
+    cx: &InterruptionContext,
+    entry: &InterruptionEntry,
+) -> Result<(bool, Result<(), AdapterError>), AdapterError> {
     let disarmed = cx.watchdog.disarm(entry).await;
-    cx.journal.clear(entry).await?;
-    disarmed
+    Ok((cx.journal.clear(entry).await?, disarmed))
 }

@@ -218,6 +218,7 @@ macro_rules! adapter_conformance_tests {
                 recovery_by_hand_is_described
                 secrets_do_not_show
                 reclaim_can_be_repeated
+                what_a_killed_capture_interrupted_comes_back
                 nothing_external_is_purged_for_nothing
                 capabilities_and_behaviour_agree
                 a_directory_gets_the_content

@@ -1,10 +1,12 @@
 //! [`FakeAdapter`]: a service in memory that behaves as a script says, and remembers what was asked of it.
 
+mod interrupt;
 mod script;
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -21,9 +23,13 @@ use crate::error::{AdapterError, AdapterErrorKind, ConfigError};
 use crate::id::{ArtifactName, RunId};
 use crate::metadata::{ArtifactMeta, Consistency, Evidence, Metadata};
 use crate::registry::{AdapterConfig, BuildContext};
+use crate::runtime::{InterruptionEntry, Replay};
 use crate::source::{Artifact, BackupSource, CaptureReport, ReadOutcome, Settlement};
 
-pub use script::{Call, Content, Script, Step, text_of, text_of_dir};
+pub use script::{Call, Content, Interrupts, Script, Step, text_of, text_of_dir};
+
+/// How often a body that hangs looks whether it may go on.
+const LET_GO_POLL: Duration = Duration::from_millis(5);
 
 /// A service in memory. Clones share it, so that a test keeps one and the engine gets another.
 ///
@@ -90,7 +96,8 @@ impl FakeAdapter {
         self
     }
 
-    /// As [`failing_at`](Self::failing_at), but hangs until the operation is cancelled or its deadline passes.
+    /// As [`failing_at`](Self::failing_at), but hangs until the operation is cancelled or its deadline passes; goes on once
+    /// [`Script::hang_at`] does not name it any more.
     ///
     /// # Panics
     /// When `name` is no valid artifact name.
@@ -111,6 +118,13 @@ impl FakeAdapter {
     #[must_use]
     pub fn only_if_changed(self) -> Self {
         self.script(|s| (s.fingerprint, s.only_if_changed) = (true, true));
+        self
+    }
+
+    /// Interrupts the service from `open` to `release`.
+    #[must_use]
+    pub fn interrupting(self, interrupts: Interrupts) -> Self {
+        self.script(|s| s.interrupts = Some(interrupts));
         self
     }
 
@@ -222,7 +236,16 @@ fn body(
             async move {
                 assert!(panic_at != Some(n), "artifact `{name}` panics at chunk {n}, as the script says");
                 if hang_at == Some(n) {
-                    return Err(until_over(&cx).await);
+                    let let_go = async {
+                        while adapter.state().script.hang_at.contains_key(&name) {
+                            tokio::time::sleep(LET_GO_POLL).await;
+                        }
+                    };
+                    tokio::select! {
+                        biased;
+                        over = until_over(&cx) => return Err(over),
+                        () = let_go => {}
+                    }
                 }
                 cx.check_alive()?;
                 if fail_at == Some(n) {
@@ -268,9 +291,12 @@ impl ServiceAdapter for FakeAdapter {
         let artifacts: Vec<_> =
             content.iter().map(|(name, chunks)| Ok(self.artifact_of(cx, name, chunks.clone()))).collect();
         let release = {
+            let interrupts = self.state().script.interrupts.clone();
+            let interrupted = interrupt::begin(interrupts, cx).await?;
             let (adapter, cx) = (self.clone(), cx.clone());
             move |outcome: ReadOutcome| async move {
                 adapter.enter(&cx, Step::Release, Call::Release(outcome)).await?;
+                interrupted.end().await?;
                 Ok(adapter.report(&cx, &content))
             }
         };
@@ -429,6 +455,13 @@ impl ServiceAdapter for FakeAdapter {
         let mut state = self.state();
         let left: Vec<_> = dead.iter().filter(|run| state.staged.remove(run.as_str()).is_some()).collect();
         Ok(left.into_iter().map(|run| format!("staged data of run {run}")).collect())
+    }
+
+    async fn bring_back(&self, cx: &OpContext, entry: &InterruptionEntry) -> Result<Replay, AdapterError> {
+        self.begin(cx, Step::BringBack, Call::BringBack(entry.id.clone())).await?;
+        let interrupts = self.state().script.interrupts.clone();
+        let interrupts = interrupts.ok_or_else(|| AdapterError::unsupported("`fake` interrupts nothing"))?;
+        interrupt::bring_back(&interrupts, cx, entry).await
     }
 }
 

@@ -1,6 +1,6 @@
 //! A runtime that runs nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -16,7 +16,7 @@ use crate::runtime::{
 };
 
 /// A service, its host's journal and a watchdog in one, which write down what is done to them, in order: `journal`, `arm`,
-/// `stop`, `start`, `pause`, `unpause`, `disarm`, `clear`. Clones are the same service.
+/// `stop`, `start`, `pause`, `unpause`, `take over`, `disarm`, `clear`. Clones are the same service.
 #[derive(Debug, Clone)]
 pub struct FakeRuntime {
     inner: Arc<Mutex<Inner>>,
@@ -29,6 +29,7 @@ struct Inner {
     place: Place,
     log: Vec<&'static str>,
     entries: Vec<InterruptionEntry>,
+    taken: BTreeSet<String>,
     fail: BTreeMap<&'static str, (AdapterErrorKind, bool)>,
     hang: Option<&'static str>,
     stdout: Bytes,
@@ -45,6 +46,7 @@ impl FakeRuntime {
             place,
             log: Vec::new(),
             entries: Vec::new(),
+            taken: BTreeSet::new(),
             fail: BTreeMap::new(),
             hang: None,
             stdout: Bytes::new(),
@@ -178,8 +180,20 @@ impl InterruptionJournal for FakeRuntime {
         self.call("journal", |s| s.entries.push(entry.clone())).await
     }
 
-    async fn clear(&self, entry: &InterruptionEntry) -> Result<(), AdapterError> {
-        self.call("clear", |s| s.entries.retain(|e| e.id != entry.id)).await
+    async fn take_over(&self, entry: &InterruptionEntry) -> Result<bool, AdapterError> {
+        let known = self.lock().entries.iter().any(|e| e.id == entry.id);
+        self.call("take over", |s| s.taken.extend(known.then(|| entry.id.clone()))).await?;
+        Ok(known)
+    }
+
+    async fn clear(&self, entry: &InterruptionEntry) -> Result<bool, AdapterError> {
+        let mut ours = false;
+        self.call("clear", |s| {
+            ours = s.entries.iter().any(|e| e.id == entry.id) && !s.taken.contains(&entry.id);
+            s.entries.retain(|e| e.id != entry.id);
+        })
+        .await?;
+        Ok(ours)
     }
 
     async fn entries(&self) -> Result<Vec<InterruptionEntry>, AdapterError> {

@@ -1,6 +1,7 @@
 //! The clauses about captures, checks and cleaning up.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -13,6 +14,7 @@ use crate::context::OpContext;
 use crate::error::{AdapterError, AdapterErrorKind, chain};
 use crate::id::{BackupId, Interval, RunId};
 use crate::metadata::Evidence;
+use crate::runtime::Replay;
 use crate::source::{ArtifactBody, BackupSource, ReadOutcome, Settlement};
 
 /// `check` passes, and neither the service nor the spool shows that it ran.
@@ -295,4 +297,33 @@ pub async fn reclaim_can_be_repeated(bench: &Bench) {
 pub async fn nothing_external_is_purged_for_nothing(bench: &Bench) {
     let adapter = bench.fixture.adapter();
     adapter.purge_external(&bench.cx(), &[]).await.expect("there is nothing to purge");
+}
+
+/// A capture that is killed midway leaves nothing interrupted that `bring_back` would not undo, and the next capture
+/// works. An adapter that never interrupts its service has nothing to show here.
+///
+/// # Panics
+/// When the adapter breaks the clause.
+pub async fn what_a_killed_capture_interrupted_comes_back(bench: &Bench) {
+    let before = bench.fixture.live().await;
+    let (adapter, cx) = (bench.fixture.adapter(), bench.cx());
+    let mut parts = adapter.open(&cx).await.expect("open succeeds").into_parts();
+    // To the first bytes: an adapter may interrupt as late as that.
+    if let Some(Ok(artifact)) = parts.artifacts.next().await
+        && let ArtifactBody::Stream(mut body) = artifact.body
+    {
+        let _first = body.next().await;
+    }
+    drop(parts);
+    for entry in cx.journal.entries().await.expect("the journal can be read") {
+        for attempt in 1..=2 {
+            let mut later = bench.cx();
+            later.journal = Arc::clone(&cx.journal);
+            let back = adapter.bring_back(&later, &entry).await;
+            let back = back.unwrap_or_else(|e| panic!("attempt {attempt}: {}", chain(&e)));
+            assert!(!matches!(back, Replay::Foreign(_)), "attempt {attempt}: {back:?}");
+        }
+    }
+    adapter.reclaim(&bench.cx(), std::slice::from_ref(&cx.run_id)).await.expect("reclaim succeeds");
+    assert_usable(bench, &before).await;
 }

@@ -13,7 +13,9 @@ use crate::adapter::{Capabilities, ContentCheck};
 use crate::error::{AdapterError, AdapterErrorKind};
 use crate::id::{ArtifactName, RunId};
 use crate::metadata::{ArtifactMeta, Evidence};
+use crate::runtime::InterruptionKind;
 use crate::source::ReadOutcome;
+use crate::testkit::FakeRuntime;
 
 /// A fake service's content: chunks by artifact.
 pub type Content = BTreeMap<ArtifactName, Vec<Bytes>>;
@@ -34,11 +36,16 @@ pub enum Step {
     Undo,
     Discard,
     Reclaim,
+    #[serde(rename = "bring-back")]
+    BringBack,
 }
 
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(&format!("{self:?}").to_lowercase())
+        f.pad(match self {
+            Self::BringBack => "bring-back",
+            other => return f.pad(&format!("{other:?}").to_lowercase()),
+        })
     }
 }
 
@@ -75,6 +82,17 @@ pub enum Call {
     Discard,
     /// `reclaim`.
     Reclaim(Vec<RunId>),
+    /// `bring_back`, of this entry.
+    BringBack(String),
+}
+
+/// What captures do to the service while they read.
+#[derive(Debug, Clone)]
+pub enum Interrupts {
+    /// Stop or pause it.
+    Runtime(FakeRuntime, InterruptionKind),
+    /// Pause it, as something of the adapter's own.
+    Own(FakeRuntime),
 }
 
 /// What a [`FakeAdapter`](super::FakeAdapter) holds and does.
@@ -103,6 +121,8 @@ pub struct Script {
     pub fingerprint: bool,
     /// Whether captures ask for a commit only if something changed.
     pub only_if_changed: bool,
+    /// What captures do to the service while they read.
+    pub interrupts: Option<Interrupts>,
     /// What the adapter declares, and does.
     pub capabilities: Capabilities,
 }
@@ -121,6 +141,7 @@ impl Default for Script {
             size_hints: true,
             fingerprint: false,
             only_if_changed: false,
+            interrupts: None,
             capabilities: Capabilities::full(),
         }
     }
