@@ -1,4 +1,5 @@
-//! Working without any configuration: what is in the current directory, to `./backups`.
+//! Working without any configuration: what is in the current directory and in the containers of the Docker engine, to
+//! `./backups`.
 //!
 //! What was found is remembered in the store's state directory, so that it can be restored after it was lost.
 
@@ -9,6 +10,7 @@ use backup_core::{DiscoverContext, LeftOut, ServiceName};
 use serde_json::json;
 use toml_edit::{DocumentMut, Item, Table, value};
 
+use crate::containers;
 use crate::context::{Context, Opening, Session};
 use crate::error::CliError;
 use crate::scaffold::{self, Survey};
@@ -21,19 +23,17 @@ const STATE: &str = ".state";
 /// What was found, as a configuration, in the state directory.
 const REMEMBERED: &str = "discovered.toml";
 
-/// Looks at the current directory.
+/// Looks at the current directory and the containers.
 pub(crate) async fn survey(cx: &Context, excluded: Vec<PathBuf>) -> Result<Survey, CliError> {
     let (adapters, mut look) = (cx.cli.adapters.clone(), DiscoverContext::new(&cx.dir));
     look.excluded = excluded;
+    let unseen = containers::look(&mut look).await;
+    let seen = look.containers.clone();
     let found = tokio::task::spawn_blocking(move || Survey::of(adapters.discover_all(look))).await;
     let mut survey =
         found.map_err(|e| CliError::failed("the current directory could not be looked at").because(&e))?;
-    if Path::new("/var/run/docker.sock").exists() {
-        survey.left_out.push(LeftOut {
-            what: "containers".to_owned(),
-            why: "not looked at (this version backs up files, .env and SQLite)".to_owned(),
-        });
-    }
+    survey.left_out.extend(unseen);
+    containers::complete(&mut survey, &seen);
     Ok(survey)
 }
 

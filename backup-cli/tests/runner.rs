@@ -3,6 +3,7 @@
 
 mod clocks;
 mod config;
+mod containers;
 mod embed;
 mod exit_codes;
 mod faults;

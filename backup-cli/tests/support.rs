@@ -13,6 +13,9 @@ pub(crate) const FIRST: &str = "20260309_043820";
 /// The next backup of the same series.
 pub(crate) const SECOND: &str = "20260309_043821";
 
+/// Where no Docker engine listens.
+pub(crate) const NO_ENGINE: &str = "unix:///nonexistent/docker.sock";
+
 /// A configuration of one service, `data`, with two intervals.
 pub(crate) const CONFIG: &str = r#"
 state_dir = "state"
@@ -85,6 +88,8 @@ impl World {
             .env_clear()
             .env("HOME", self.dir.path().join("home"))
             .env("BACKUP_TEST_NOW", NOW)
+            // What runs on this machine is not the test's business.
+            .env("DOCKER_HOST", NO_ENGINE)
             .current_dir(self.path(""))
             .stdin(std::process::Stdio::null());
         command

@@ -1,27 +1,60 @@
 //! Services in containers, over the API of the Docker engine.
+//!
+//! An embedder that installs a logger for the `log` crate should keep the target `bollard` above `debug`: there it
+//! writes down the engine's answers, which hold the environment of containers.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use backup_core::runtime::{ExecCommand, Execution, ExitStatus, Inspection, ServiceRuntime};
-use backup_core::{AdapterError, Secret, SeenContainer};
+use backup_core::runtime::{ExecCommand, Execution, ExitStatus, Inspection, RunState, ServiceRuntime};
+use backup_core::{AdapterError, AdapterErrorKind, Image, RunId, Secret};
+use bollard::models::{ContainerInspectResponse, ContainerState};
+
+use self::engine::Engine;
+
+mod archive;
+mod engine;
+mod exec;
+mod files;
+mod find;
+mod lifecycle;
+mod mounts;
+mod network;
+mod reader;
+mod survey;
+
+pub use engine::DEFAULT_ENGINE;
+pub use files::ContainerFile;
+pub use reader::VolumeReader;
+pub use survey::{compose_project, compose_service, survey, survey_of};
 
 /// One container, by name, id or label (`label=key=value`).
+///
+/// The container is looked up anew for each call, so that one that was made anew is found again.
 #[derive(Debug, Clone)]
 pub struct DockerRuntime {
     container: String,
-}
-
-fn todo(what: &str) -> AdapterError {
-    AdapterError::unsupported(format!("cannot {what} yet"))
+    engine: Arc<Engine>,
 }
 
 impl DockerRuntime {
-    /// The container that `container` names: its name, its id, or `label=key=value`. Makes no contact.
+    /// The container that `container` names on the local engine ([`DEFAULT_ENGINE`]): its name, its id (at least 12
+    /// digits of it), or `key=value`, a label that it alone has. Makes no contact.
+    ///
+    /// `label=key=value` is the same as `key=value`. Compose's are `com.docker.compose.project` and
+    /// `com.docker.compose.service`.
     pub fn new(container: impl Into<String>) -> Self {
-        Self { container: container.into() }
+        Self { container: container.into(), engine: Arc::new(Engine::new(DEFAULT_ENGINE)) }
+    }
+
+    /// The same on another engine: `unix:///path`, or `tcp://host:port` without encryption.
+    #[must_use]
+    pub fn with_engine(mut self, url: impl Into<String>) -> Self {
+        self.engine = Arc::new(Engine::new(url));
+        self
     }
 
     /// What the configuration calls it.
@@ -30,12 +63,17 @@ impl DockerRuntime {
         &self.container
     }
 
+    async fn found(&self) -> Result<ContainerInspectResponse, AdapterError> {
+        find::inspect(&self.engine, self.container.strip_prefix("label=").unwrap_or(&self.container)).await
+    }
+
     /// An address at which this process reaches TCP port `port` of the container.
     ///
     /// # Errors
     /// `NotFound`; `Unavailable` for an engine that does not answer and a container without a reachable address.
     pub async fn endpoint(&self, port: u16) -> Result<SocketAddr, AdapterError> {
-        Err(todo(&format!("find port {port}")))
+        let owner = network::owner(&self.engine, self.found().await?).await?;
+        network::endpoint(&self.engine, &owner, port).await
     }
 
     /// The container's own addresses: those from which it connects to us.
@@ -43,7 +81,8 @@ impl DockerRuntime {
     /// # Errors
     /// As [`Self::endpoint`].
     pub async fn addresses(&self) -> Result<Vec<IpAddr>, AdapterError> {
-        Err(todo("find addresses"))
+        let owner = network::owner(&self.engine, self.found().await?).await?;
+        Ok(network::addresses(&owner))
     }
 
     /// The address of this host at which the container reaches a server of this process.
@@ -51,7 +90,8 @@ impl DockerRuntime {
     /// # Errors
     /// As [`Self::endpoint`].
     pub async fn host_address(&self) -> Result<IpAddr, AdapterError> {
-        Err(todo("find the host"))
+        let owner = network::owner(&self.engine, self.found().await?).await?;
+        network::host_address(&self.engine, &owner).await
     }
 
     /// A variable of the container's environment.
@@ -59,56 +99,122 @@ impl DockerRuntime {
     /// # Errors
     /// As [`Self::endpoint`].
     pub async fn env(&self, name: &str) -> Result<Option<Secret>, AdapterError> {
-        Err(todo(&format!("read {name}")))
+        let lines = self.found().await?.config.and_then(|c| c.env).unwrap_or_default();
+        Ok(survey::environment(lines).remove(name))
     }
 
-    /// A small file in the container.
+    /// A small file in the container, running or not; links are followed.
     ///
     /// # Errors
-    /// `NotFound`; `Corrupt` if it is larger than `limit` bytes.
+    /// `NotFound`; `Corrupt` if it is larger than `limit` bytes; `Unsupported` for what is not a plain file.
     pub async fn read_file(&self, path: &Path, limit: usize) -> Result<Vec<u8>, AdapterError> {
-        Err(todo(&format!("read {} ({limit})", path.display())))
+        files::read(&self.engine, &self.found().await?, files::plain(path)?, limit).await
+    }
+
+    /// A file of any size in the container, running, frozen or stopped, that nobody changes while it is read.
+    ///
+    /// What this has to put beside the container for that carries `run` and goes when the body was read or dropped;
+    /// see [`Self::reclaim`].
+    ///
+    /// # Errors
+    /// `NotFound`; `Unsupported` for what is not a plain file. A file that changes all the same ends in `Changed`.
+    pub async fn open_file(&self, path: &Path, run: &RunId) -> Result<ContainerFile, AdapterError> {
+        files::open(&self.engine, &self.found().await?, files::plain(path)?, run).await
+    }
+
+    /// A container beside this one that reads its volumes, whatever state this one is in.
+    ///
+    /// # Errors
+    /// `Unsupported` if the image has no shell.
+    pub async fn volume_reader(&self, run: &RunId) -> Result<VolumeReader, AdapterError> {
+        reader::open(&self.engine, &self.found().await?, run).await
+    }
+
+    /// Removes what dead runs left beside containers on this engine.
+    ///
+    /// # Errors
+    /// `Unavailable`, `Timeout`.
+    pub async fn reclaim(&self, dead: &[RunId]) -> Result<Vec<String>, AdapterError> {
+        reclaim(&self.engine, dead).await
+    }
+}
+
+async fn reclaim(engine: &Engine, dead: &[RunId]) -> Result<Vec<String>, AdapterError> {
+    let mut removed = Vec::new();
+    for run in dead {
+        for left in find::list(engine, Some(format!("{}={run}", reader::RUN_LABEL))).await? {
+            let id = left.id.clone().unwrap_or_default();
+            let request = reader::remove(engine.client().await?, &id);
+            engine.call("remove a container of a dead run", request).await.or_else(reader::gone)?;
+            removed.push(format!("container `{}`, which read volumes for run {run}", find::name(&left)));
+        }
+    }
+    Ok(removed)
+}
+
+/// The name of a container without its slash.
+fn name_of(container: &ContainerInspectResponse) -> &str {
+    container.name.as_deref().unwrap_or_default().trim_start_matches('/')
+}
+
+fn state_of(state: &ContainerState) -> RunState {
+    if state.paused == Some(true) {
+        RunState::Paused
+    } else if state.running == Some(true) {
+        RunState::Running
+    } else {
+        RunState::Stopped
     }
 }
 
 #[async_trait]
 impl ServiceRuntime for DockerRuntime {
     async fn inspect(&self) -> Result<Inspection, AdapterError> {
-        Err(todo("inspect"))
+        let container = self.found().await?;
+        let mounts = mounts::of(&self.engine, &container).await;
+        let digest = find::digest(&self.engine, &container).await;
+        let config = container.config.unwrap_or_default();
+        Ok(Inspection {
+            instance: container.id.unwrap_or_default(),
+            state: container.state.as_ref().map_or(RunState::Stopped, state_of),
+            image: config.image.map(|name| Image { name, digest }),
+            labels: config.labels.unwrap_or_default().into_iter().collect(),
+            mounts,
+        })
     }
 
     async fn start(&self) -> Result<(), AdapterError> {
-        Err(todo("start"))
+        lifecycle::start(&self.engine, self.found().await?).await
     }
 
+    /// The engine's client waits for `grace` and a minute. Refuses a paused container (`Conflict`), which the engine
+    /// would kill, and one that was started with `--rm`, which it would delete.
     async fn stop(&self, grace: Duration) -> Result<ExitStatus, AdapterError> {
-        let _ = grace;
-        Err(todo("stop"))
+        lifecycle::stop(&self.engine, self.found().await?, grace).await
     }
 
     async fn pause(&self) -> Result<(), AdapterError> {
-        Err(todo("pause"))
+        lifecycle::pause(&self.engine, self.found().await?).await
     }
 
     async fn unpause(&self) -> Result<(), AdapterError> {
-        Err(todo("unpause"))
+        lifecycle::unpause(&self.engine, self.found().await?).await
     }
 
     async fn exec(&self, command: ExecCommand) -> Result<Execution, AdapterError> {
-        let _ = command;
-        Err(todo("exec"))
+        let container = self.found().await?;
+        let conflict = |what: &str| {
+            let message = format!("container `{}` {what}: nothing can be run in it", name_of(&container));
+            Err(AdapterError::new(AdapterErrorKind::Conflict, message))
+        };
+        match container.state.as_ref().map_or(RunState::Stopped, state_of) {
+            RunState::Running => exec::exec(Arc::clone(&self.engine), &container, command).await,
+            RunState::Paused => conflict("is paused"),
+            _ => conflict("does not run"),
+        }
     }
 
     async fn volume_path(&self, inside: &Path) -> Result<Option<PathBuf>, AdapterError> {
-        let _ = inside;
-        Err(todo("volume_path"))
+        Ok(self.inspect().await?.host_path(inside))
     }
-}
-
-/// The containers of the local engine, running or not, for discovery. Empty if there is no engine here.
-///
-/// # Errors
-/// `Unavailable` and `PermissionDenied` for an engine that is there and does not answer us.
-pub async fn survey() -> Result<Vec<SeenContainer>, AdapterError> {
-    Ok(Vec::new())
 }

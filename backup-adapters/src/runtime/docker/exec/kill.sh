@@ -1,0 +1,14 @@
+# sh -c THIS sh LEADER NONCE: ends the group that LEADER leads, if it is the one of NONCE.
+if [ -d "/proc/$1" ]; then
+    { bk_line=$(cat "/proc/$1/cmdline"); } 2>/dev/null
+    case $bk_line in
+    *"$2"*) ;;
+    *) exit 0 ;;
+    esac
+fi
+bk_end "$1"
+for bk_line in 1 2 3 4 5 6 7 8 9 10; do
+    [ -d "/proc/$1" ] || exit 0
+    sleep 0.3 2>/dev/null || sleep 1
+done
+kill -s KILL -- "-$1"
