@@ -24,6 +24,7 @@
 //! | `files` | directories and globs as one tar archive |
 //! | `env` | dotenv files, kept when they changed |
 //! | `sqlite` | a SQLite database through its own backup API; bundles SQLite |
+//! | `redis` | a Redis or Valkey server, over the wire |
 //! | `object` | stores at `s3://`, and over a client of one's own |
 
 use std::sync::Arc;
@@ -36,6 +37,8 @@ pub mod env;
 pub mod files;
 #[cfg(feature = "_tar")]
 mod in_use;
+#[cfg(feature = "redis")]
+pub mod redis;
 #[cfg(feature = "_runtime")]
 pub mod runtime;
 #[cfg(feature = "sqlite")]
@@ -54,6 +57,10 @@ mod tree;
 #[must_use]
 pub fn builtin_adapters() -> AdapterRegistry {
     let r = AdapterRegistry::new();
+    #[cfg(feature = "redis")]
+    let r = r.with::<redis::RedisConfig>();
+    #[cfg(not(feature = "redis"))]
+    let r = r.with_disabled("redis", "redis");
     #[cfg(feature = "sqlite")]
     let r = r.with::<sqlite::SqliteConfig>();
     #[cfg(not(feature = "sqlite"))]

@@ -4,6 +4,8 @@
 
 pub mod docker;
 pub mod host;
+mod secret;
 
 pub use docker::DockerRuntime;
 pub use host::HostRuntime;
+pub use secret::ServiceSecret;

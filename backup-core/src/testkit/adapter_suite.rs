@@ -186,24 +186,29 @@ pub fn run(clause: impl Future<Output = ()>) {
 
 /// Defines a module `$module` with one test for each clause of the contract of
 /// [`ServiceAdapter`](crate::ServiceAdapter). `$fixture` is called for each: an expression such as
-/// `|| async { MyFixture::new() }`. See [`testkit::adapter_suite`](crate::testkit::adapter_suite).
+/// `|| async { MyFixture::new() }`. Attributes before the name go to every test, e.g. `#[ignore = "needs …"]`.
+/// See [`testkit::adapter_suite`](crate::testkit::adapter_suite).
 #[macro_export]
 macro_rules! adapter_conformance_tests {
-    (@tests $fixture:expr; $($clause:ident)*) => {
+    (@tests $attributes:tt $fixture:expr; $($clause:ident)*) => {
         $(
+            $crate::adapter_conformance_tests! { @test $attributes $fixture; $clause }
+        )*
+    };
+    (@test ($(#[$attribute:meta])*) $fixture:expr; $clause:ident) => {
             #[test]
+            $(#[$attribute])*
             fn $clause() {
                 $crate::testkit::adapter_suite::run(async {
                     let bench = $crate::testkit::adapter_suite::Bench::new(($fixture)().await);
                     $crate::testkit::adapter_suite::$clause(&bench).await;
                 });
             }
-        )*
     };
-    ($module:ident, $fixture:expr) => {
+    ($(#[$attribute:meta])* $module:ident, $fixture:expr) => {
         mod $module {
             use super::*;
-            $crate::adapter_conformance_tests! { @tests $fixture;
+            $crate::adapter_conformance_tests! { @tests ($(#[$attribute])*) $fixture;
                 check_has_no_side_effects
                 an_unreachable_service_is_reported
                 artifact_names_are_unique

@@ -12,7 +12,7 @@ use crate::adapter::{ArtifactOpener, CheckPurpose, RestoreSource, ServiceAdapter
 use crate::context::OpContext;
 use crate::error::AdapterError;
 use crate::id::{ArtifactName, BackupId, Interval};
-use crate::metadata::{ArtifactMeta, Capture, FORMAT_VERSION, Metadata, Status, StoredFile};
+use crate::metadata::{ArtifactMeta, Capture, Evidence, FORMAT_VERSION, Metadata, Status, StoredFile};
 use crate::source::{Artifact, ArtifactBody, ByteStream, CaptureReport, ReadOutcome, Settlement};
 
 /// A finished backup.
@@ -138,6 +138,8 @@ pub async fn capture(adapter: &dyn ServiceAdapter, cx: &OpContext) -> Result<Cap
         settle(if committed { Settlement::Committed(id.clone()) } else { Settlement::Abandoned }).await?;
     }
     let report = result?;
+    // As the engine does it: what the bytes prove, then what the adapter adds.
+    read.evidence.merge(report.evidence.clone());
     let metadata = Metadata {
         service: id.service,
         interval: id.interval,
@@ -169,7 +171,7 @@ pub async fn capture(adapter: &dyn ServiceAdapter, cx: &OpContext) -> Result<Cap
             ..Capture::default()
         },
         artifacts: read.artifacts,
-        evidence: report.evidence.clone(),
+        evidence: read.evidence,
         suspect_because: Vec::new(),
         unknown: std::collections::BTreeMap::new(),
     };
@@ -180,6 +182,7 @@ pub async fn capture(adapter: &dyn ServiceAdapter, cx: &OpContext) -> Result<Cap
 struct Read {
     artifacts: Vec<ArtifactMeta>,
     bodies: Vec<(ArtifactName, Vec<Bytes>)>,
+    evidence: Evidence,
 }
 
 impl Read {
@@ -213,7 +216,9 @@ impl Read {
                     }
                     chunks.push(chunk);
                 }
-                check.map_or(Ok(Default::default()), |check| check.finish())?;
+                if let Some(check) = check {
+                    self.evidence.merge(check.finish()?);
+                }
                 meta.plain_blake3 = hash.finalize().to_hex().to_string();
                 let dot = if artifact.extension.is_empty() { "" } else { "." };
                 let path = format!("{}_{}{dot}{}", artifact.name, cx.timestamp, artifact.extension);

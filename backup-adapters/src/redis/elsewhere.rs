@@ -1,0 +1,198 @@
+//! Restores into directories: a file `dump.rdb`, as a server would find it.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use backup_core::keep_aside::{self, Swap};
+use backup_core::{
+    AdapterError, AdapterErrorKind, Evidence, OpContext, Replaced, RestorePlan, RestoreSource, RestoreTarget,
+    SpaceNeed, StepToken,
+};
+use serde::{Deserialize, Serialize};
+use tokio::process::{Child, Command};
+use tokio::time::sleep;
+
+use super::conn::{self, Conn, Server};
+use super::facts::Info;
+use super::kept::{self, blocking};
+use super::rdb::Summary;
+use super::restore::{Token, existing, fetch, is_own};
+use super::{check, resp};
+
+const NAME: &str = "dump.rdb";
+
+/// A file in a directory.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Place {
+    target: PathBuf,
+    staged: PathBuf,
+    swap: Option<Swap>,
+}
+
+fn failed(what: &str, path: &Path) -> impl Fn(io::Error) -> AdapterError + use<> {
+    let message = format!("cannot {what} `{}`", path.display());
+    move |e| AdapterError::io(message.clone(), e)
+}
+
+pub(super) async fn plan(
+    cx: &OpContext,
+    dir: &Path,
+    target: &RestoreTarget,
+    bytes: u64,
+) -> Result<RestorePlan, AdapterError> {
+    let file = dir.join(NAME);
+    let place =
+        Place { staged: keep_aside::staging_path(&file, &cx.run_id), target: file.clone(), swap: None };
+    let (cx, dir) = (cx.clone(), dir.to_owned());
+    let (replaces, space) = blocking(move || {
+        let full = fs::read_dir(&dir).is_ok_and(|e| e.flatten().any(|e| !is_own(&e.file_name())));
+        if full && !cx.force {
+            let what = format!("directory `{}` is not empty", dir.display());
+            return Err(AdapterError::new(AdapterErrorKind::Conflict, what));
+        }
+        let mut replaces = Vec::new();
+        if file.exists() {
+            let (_, changed_at) = keep_aside::measure(&file).map_err(failed("look at", &file))?;
+            let kept_as = keep_aside::kept_path(&file, cx.timestamp).display().to_string();
+            replaces.push(Replaced { what: file.display().to_string(), kept_as, changed_at });
+        }
+        Ok((replaces, vec![SpaceNeed { path: existing(&dir), bytes }]))
+    })
+    .await?;
+    let steps = vec![format!("write {bytes} bytes to `{}` and check them", place.target.display())];
+    let token = StepToken::new(&Token::Place(place))?;
+    Ok(RestorePlan { target: target.clone(), steps, replaces, space, token })
+}
+
+impl Place {
+    pub(super) async fn stage(self, cx: &OpContext, source: &RestoreSource) -> Result<Self, AdapterError> {
+        fetch(cx, source, self.staged.clone()).await?;
+        let at = cx.timestamp;
+        blocking(move || {
+            let swap = keep_aside::prepare(&self.staged, &self.target, at)
+                .map_err(failed("plan to replace", &self.target))?;
+            Ok(Self { swap: Some(swap), ..self })
+        })
+        .await
+    }
+
+    fn swap(&self) -> Result<&Swap, AdapterError> {
+        self.swap.as_ref().ok_or_else(|| AdapterError::corrupt("the restore was never staged"))
+    }
+
+    pub(super) async fn switch(self) -> Result<Self, AdapterError> {
+        blocking(move || {
+            keep_aside::switch(self.swap()?).map_err(failed("replace", &self.target))?;
+            Ok(self)
+        })
+        .await
+    }
+
+    pub(super) async fn undo(self, cx: &OpContext) -> Result<Self, AdapterError> {
+        let at = cx.timestamp;
+        blocking(move || {
+            let swap = keep_aside::undo(self.swap()?, at).map_err(failed("put back", &self.target))?;
+            Ok(Self { swap: Some(swap), ..self })
+        })
+        .await
+    }
+
+    /// What may lie beside the target.
+    pub(super) fn remains(&self) -> Vec<PathBuf> {
+        let kept = self.swap.iter().filter(|s| s.replaced).map(|s| s.kept.clone());
+        [kept::part(&self.staged), self.staged.clone()].into_iter().chain(kept).collect()
+    }
+}
+
+/// How long the scratch server may take to answer at all.
+const START: Duration = Duration::from_secs(30);
+const LOOK: Duration = Duration::from_millis(50);
+
+/// Counts the file in `dir` by loading it into a server of its own, if this host has one that can: without a port, without
+/// writing anything. Otherwise the file is walked.
+pub(super) async fn load(cx: &OpContext, dir: &Path) -> Result<Evidence, AdapterError> {
+    let summary = kept::check(dir.join(NAME)).await?;
+    let counted = check::evidence(&summary);
+    let Some(program) = program(&summary).await else {
+        cx.warn("this host has no redis-server that loads this file: it was walked to its end, not loaded");
+        return Ok(counted);
+    };
+    // A socket's path must be short.
+    let run = tempfile::Builder::new().prefix("backup-redis-").tempdir();
+    let run = run.map_err(failed("create a folder for", dir))?;
+    let mut child = start(program, dir, run.path(), &summary)?;
+    let server = Server {
+        place: conn::Place::Socket(run.path().join("s")),
+        unit: None,
+        username: None,
+        password: None,
+        tls: None,
+    };
+    let found = answer(cx, &server, &mut child).await;
+    // It has nothing to save.
+    let _gone = child.kill().await;
+    let mut evidence = found?.evidence();
+    evidence.notes = counted.notes;
+    evidence.notes.insert("loaded_by".into(), program.to_owned());
+    Ok(evidence)
+}
+
+/// A server of this host that is as new as the file.
+async fn program(file: &Summary) -> Option<&'static str> {
+    for program in ["redis-server", "valkey-server"] {
+        let mut command = Command::new(program);
+        command.arg("--version").stdin(Stdio::null()).kill_on_drop(true);
+        let Ok(said) = command.output().await else { continue };
+        let said = String::from_utf8_lossy(&said.stdout).into_owned();
+        let version = said.split_once("v=").and_then(|(_, v)| v.split(' ').next()).unwrap_or_default();
+        let server = if program == "valkey-server" { "valkey" } else { "redis" };
+        if super::compat::loads(server, version, file) {
+            return Some(program);
+        }
+    }
+    None
+}
+
+fn start(program: &str, dir: &Path, run: &Path, file: &Summary) -> Result<Child, AdapterError> {
+    let databases = file.databases.keys().next_back().map_or(16, |last| last + 1).max(16);
+    let mut command = Command::new(program);
+    command.arg("--dir").arg(dir).args(["--dbfilename", NAME, "--port", "0", "--unixsocketperm", "700"]);
+    command.arg("--unixsocket").arg(run.join("s")).args(["--save", "", "--appendonly", "no"]);
+    command
+        .args(["--daemonize", "no", "--databases", &databases.to_string(), "--logfile"])
+        .arg(run.join("log"));
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
+    command.spawn().map_err(failed("start", Path::new(program)))
+}
+
+async fn answer(cx: &OpContext, server: &Server, child: &mut Child) -> Result<Info, AdapterError> {
+    let until = tokio::time::Instant::now() + START;
+    let mut conn: Option<Conn> = None;
+    loop {
+        if let Ok(Some(status)) = child.try_wait() {
+            return Err(AdapterError::corrupt(format!(
+                "a scratch server could not load the file ({status})"
+            )));
+        }
+        match &mut conn {
+            None => match server.connect(cx).await {
+                Ok(fresh) => conn = Some(fresh),
+                Err(e) if tokio::time::Instant::now() > until => return Err(e),
+                Err(_) => {}
+            },
+            Some(conn) => match conn.ask(cx, &["INFO"]).await {
+                Ok(resp::Reply::Error(_)) | Err(_) => {}
+                Ok(reply) => {
+                    let live = Info::parse(&reply.text().unwrap_or_default());
+                    if !live.is("loading") {
+                        return Ok(live);
+                    }
+                }
+            },
+        }
+        cx.within(sleep(LOOK)).await?;
+    }
+}

@@ -1,0 +1,11 @@
+//! Tests of the `redis` adapter over real servers.
+#![cfg(feature = "redis")]
+#![expect(clippy::unwrap_used, reason = "helpers of tests, too, fail by panicking")]
+
+mod bgsave;
+mod conformance;
+mod container;
+mod link;
+mod rights;
+mod snapshot;
+mod support;

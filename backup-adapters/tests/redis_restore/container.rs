@@ -1,0 +1,240 @@
+//! Restores of servers in containers, of every version that there is an image of: over the wire, which crosses the
+//! bridge, and by their files.
+
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use backup_core::{RestoreTarget, ServiceAdapter, chain};
+
+use crate::common::{entries, killed_in, next_process, staged};
+use crate::support::{CANARY, adapter, bench, captured, wait_for, with_secrets};
+
+/// Image, its client, and what lets it tell a digest of its data.
+const SERVERS: [(&str, &str, &[&str]); 4] = [
+    ("backup-test/redis:6", "redis-cli", &[]),
+    ("backup-test/redis:7", "redis-cli", &["--enable-debug-command", "yes"]),
+    ("backup-test/redis:8", "redis-cli", &["--enable-debug-command", "yes"]),
+    ("backup-test/valkey:8", "valkey-cli", &["--enable-debug-command", "yes"]),
+];
+
+/// Ways to keep data, each of which loses a restored file in a way of its own.
+const PERSISTENCE: [&[&str]; 3] = [
+    &["--appendonly", "yes"],
+    &["--appendonly", "no", "--save", ""],
+    &["--appendonly", "no", "--save", "1 1"],
+];
+
+static NUMBER: AtomicU32 = AtomicU32::new(0);
+
+struct Container {
+    name: String,
+    client: &'static str,
+}
+
+fn docker(args: &[&str]) -> String {
+    let done = Command::new("docker").args(args).output().unwrap();
+    assert!(done.status.success(), "docker {args:?}: {}", String::from_utf8_lossy(&done.stderr));
+    String::from_utf8_lossy(&done.stdout).trim().to_owned()
+}
+
+impl Container {
+    fn start((image, client, debug): (&str, &'static str, &[&str]), settings: &[&str]) -> Self {
+        let n = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let this = Self { name: format!("backup-test-{}-{n}-restore", std::process::id()), client };
+        let label = format!("backup-test={}", std::process::id());
+        let mut args = vec!["run", "-d", "--name", &this.name, "--label", &label, image];
+        args.extend(["--repl-diskless-sync-delay", "0", "--requirepass", CANARY]);
+        args.extend_from_slice(debug);
+        args.extend_from_slice(settings);
+        docker(&args);
+        this.wait_until_up();
+        this
+    }
+
+    fn wait_until_up(&self) {
+        wait_for("the server", || {
+            let mut command = Command::new("docker");
+            command.args(["exec", "-e", &format!("REDISCLI_AUTH={CANARY}"), &self.name, self.client, "PING"]);
+            String::from_utf8_lossy(&command.output().unwrap().stdout).contains("PONG")
+        });
+    }
+
+    fn cli(&self, args: &[&str]) -> String {
+        let secret = format!("REDISCLI_AUTH={CANARY}");
+        let mut all = vec!["exec", "-e", &secret, &self.name, self.client];
+        all.extend_from_slice(args);
+        docker(&all)
+    }
+
+    fn seed(&self, word: &str, many: u32) -> String {
+        let script = "for n = 1, tonumber(ARGV[1]) do redis.call('SET', ARGV[2] .. ':' .. n, 'value ' .. n) end \
+                      redis.call('HSET', ARGV[2] .. ':h', 'a', '1') redis.call('RPUSH', ARGV[2] .. ':l', '1', '2') \
+                      redis.call('SET', ARGV[2] .. ':ttl', 'x', 'EX', '90000') redis.call('SELECT', '7') \
+                      redis.call('SET', ARGV[2] .. ':seven', '7')";
+        self.cli(&["EVAL", script, "0", &many.to_string(), word]);
+        self.digest()
+    }
+
+    fn digest(&self) -> String {
+        let digest = self.cli(&["DEBUG", "DIGEST"]);
+        assert_eq!(digest.len(), 40, "{digest}");
+        digest
+    }
+
+    fn adapter(&self, keys: &str) -> Arc<dyn ServiceAdapter> {
+        adapter(&format!("container = '{}'\npassword = {{ env = 'CANARY' }}\n{keys}", self.name))
+    }
+
+    fn restart(&self) {
+        docker(&["restart", &self.name]);
+        self.wait_until_up();
+    }
+}
+
+impl Drop for Container {
+    fn drop(&mut self) {
+        let _gone = Command::new("docker").args(["rm", "-fv", &self.name]).output();
+    }
+}
+
+/// There, restarted, and back again.
+async fn round_trip(server: (&str, &'static str, &[&str]), settings: &[&str], mode: &str) {
+    let what = format!("{} {settings:?} {mode}", server.0);
+    let container = Container::start(server, settings);
+    let adapter = container.adapter(&format!("restore = '{mode}'"));
+    let restored = container.seed("backup", 1000);
+    let backup = captured(&*adapter).await.unwrap_or_else(|e| panic!("{what}: {}", chain(&e)));
+    container.cli(&["FLUSHALL"]);
+    let old = container.seed("old", 300);
+    let cx = with_secrets(bench().cx());
+    let (plan, token) =
+        staged(&*adapter, &cx, &backup).await.unwrap_or_else(|e| panic!("{what}: {}", chain(&e)));
+    assert_eq!(container.digest(), old, "{what}");
+    let switched = adapter
+        .switch(&cx, &plan, &token)
+        .await
+        .unwrap_or_else(|e| panic!("{what}: {}\n{}", chain(&e), docker(&["logs", &container.name])));
+    assert_eq!(container.digest(), restored, "{what}");
+    assert!(entries(&cx).await.is_empty());
+    let probed = adapter.probe(&cx, &RestoreTarget::Live).await.unwrap();
+    assert_eq!(backup.report.evidence.contradictions(&probed), Vec::<String>::new(), "{what}");
+    assert_eq!(container.cli(&["SET", "probe", "1"]), "OK");
+    assert_eq!(container.cli(&["DEL", "probe"]), "1");
+    container.restart();
+    assert_eq!(container.digest(), restored, "{what}, after a restart");
+    assert_eq!(adapter.switch(&cx, &plan, &token).await.unwrap(), switched, "{what}");
+    let mut later = with_secrets(next_process(&cx));
+    later.timestamp = cx.timestamp.next();
+    let undone = adapter.undo(&later, &switched).await.unwrap_or_else(|e| panic!("{what}: {}", chain(&e)));
+    assert_eq!(container.digest(), old, "{what}, undone");
+    assert_eq!(adapter.undo(&later, &switched).await.unwrap(), undone, "{what}");
+    assert_eq!(container.digest(), old, "{what}, undone again");
+    container.restart();
+    assert_eq!(container.digest(), old, "{what}, undone and restarted");
+    adapter.discard(&later, &undone).await.unwrap();
+    assert!(adapter.leftovers(&later, &undone).await.unwrap().is_empty());
+    assert_eq!(container.digest(), old, "{what}, cleaned up");
+}
+
+#[tokio::test]
+#[ignore = "needs Docker"]
+async fn every_version_over_the_wire() {
+    for server in SERVERS {
+        for settings in PERSISTENCE {
+            round_trip(server, settings, "wire").await;
+        }
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs Docker"]
+async fn every_version_by_its_files() {
+    for server in SERVERS {
+        for settings in PERSISTENCE {
+            round_trip(server, settings, "file").await;
+        }
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs Docker"]
+async fn killed_while_files_are_replaced() {
+    for settings in PERSISTENCE {
+        for phase in [
+            "stopping the server",
+            "replacing its files",
+            "starting the server",
+            "waiting for the server to load its data",
+        ] {
+            let what = format!("{settings:?} in `{phase}`");
+            let container = Container::start(SERVERS[1], settings);
+            let adapter = container.adapter("restore = 'file'");
+            let restored = container.seed("backup", 1000);
+            let backup = captured(&*adapter).await.unwrap();
+            container.cli(&["FLUSHALL"]);
+            let old = container.seed("old", 300);
+            let cx = with_secrets(bench().cx());
+            let (plan, token) = staged(&*adapter, &cx, &backup).await.unwrap();
+            assert!(killed_in(phase, &cx, async |cx| adapter.switch(&cx, &plan, &token).await).await);
+            let next = with_secrets(next_process(&cx));
+            for entry in entries(&cx).await {
+                adapter.bring_back(&next, &entry).await.unwrap_or_else(|e| panic!("{what}: {}", chain(&e)));
+            }
+            container.wait_until_up();
+            let found = container.digest();
+            assert!(found == old || found == restored, "{what}");
+            let switched =
+                adapter.switch(&next, &plan, &token).await.unwrap_or_else(|e| panic!("{what}: {e}"));
+            assert_eq!(container.digest(), restored, "{what}");
+            let mut later = with_secrets(next_process(&cx));
+            later.timestamp = cx.timestamp.next();
+            adapter.undo(&later, &switched).await.unwrap();
+            assert_eq!(container.digest(), old, "{what}");
+        }
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs Docker"]
+async fn killed_on_the_way_over_the_bridge() {
+    let container = Container::start(SERVERS[1], PERSISTENCE[0]);
+    let adapter = container.adapter("");
+    let restored = container.seed("backup", 1000);
+    let backup = captured(&*adapter).await.unwrap();
+    container.cli(&["FLUSHALL"]);
+    let old = container.seed("old", 300);
+    for phase in ["sending the data", "waiting for the server to load it"] {
+        let cx = with_secrets(bench().cx());
+        let (plan, token) = staged(&*adapter, &cx, &backup).await.unwrap();
+        assert!(killed_in(phase, &cx, async |cx| adapter.switch(&cx, &plan, &token).await).await);
+        let next = with_secrets(next_process(&cx));
+        for entry in entries(&cx).await {
+            adapter.bring_back(&next, &entry).await.unwrap();
+        }
+        let found = container.digest();
+        assert!(found == old || found == restored, "{phase}");
+        let switched = adapter.switch(&next, &plan, &token).await.unwrap();
+        assert_eq!(container.digest(), restored, "{phase}");
+        let mut later = with_secrets(next_process(&cx));
+        later.timestamp = cx.timestamp.next();
+        adapter.undo(&later, &switched).await.unwrap();
+        assert_eq!(container.digest(), old, "{phase}");
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs Docker"]
+async fn a_newer_format_is_refused_before_anything_is_done() {
+    let [old, _, new, _] = SERVERS.map(|server| Container::start(server, &[]));
+    new.seed("new", 10);
+    let backup = captured(&*new.adapter("")).await.unwrap();
+    let before = old.seed("old", 10);
+    for mode in ["wire", "file"] {
+        let cx = with_secrets(bench().cx());
+        let adapter = old.adapter(&format!("restore = '{mode}'"));
+        let e = staged(&*adapter, &cx, &backup).await.unwrap_err();
+        assert!(chain(&e).contains("Redis 6.0.16 cannot load"), "{}", chain(&e));
+        assert_eq!(old.digest(), before);
+    }
+}
