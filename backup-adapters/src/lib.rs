@@ -25,6 +25,7 @@
 //! | `env` | dotenv files, kept when they changed |
 //! | `sqlite` | a SQLite database through its own backup API; bundles SQLite |
 //! | `redis` | a Redis or Valkey server, over the wire |
+//! | `postgres` | a PostgreSQL or YugabyteDB (YSQL) server, with its own client programs |
 //! | `object` | stores at `s3://`, and over a client of one's own |
 
 use std::sync::Arc;
@@ -37,6 +38,8 @@ pub mod env;
 pub mod files;
 #[cfg(feature = "_tar")]
 mod in_use;
+#[cfg(feature = "postgres")]
+pub mod postgres;
 #[cfg(feature = "redis")]
 pub mod redis;
 #[cfg(feature = "_runtime")]
@@ -61,6 +64,10 @@ pub fn builtin_adapters() -> AdapterRegistry {
     let r = r.with::<redis::RedisConfig>();
     #[cfg(not(feature = "redis"))]
     let r = r.with_disabled("redis", "redis");
+    #[cfg(feature = "postgres")]
+    let r = r.with::<postgres::PostgresConfig>();
+    #[cfg(not(feature = "postgres"))]
+    let r = r.with_disabled("postgres", "postgres");
     #[cfg(feature = "sqlite")]
     let r = r.with::<sqlite::SqliteConfig>();
     #[cfg(not(feature = "sqlite"))]

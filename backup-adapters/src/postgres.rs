@@ -1,0 +1,285 @@
+//! `postgres`: PostgreSQL, and the SQL side (YSQL) of YugabyteDB.
+//!
+//! ```toml
+//! [services.db]
+//! kind = "postgres"
+//! container = "app-postgres"          # or host, port | socket of a server on this host
+//! user = "postgres"
+//! password = { env = "PGPASSWORD" }   # not needed where the server trusts its socket
+//! # databases = ["app"]               # all of them unless named
+//! # flavor = "yugabyte"
+//! # format = "custom"                 # or "plain", which is YugabyteDB's default
+//! # globals = true                    # roles and table spaces
+//! # counts = "estimated"              # or "exact", "off"
+//! # programs = "/usr/lib/postgresql/15/bin"
+//! # run_as = "postgres"               # the operating system's user, for peer authentication
+//! ```
+//!
+//! Dumps are made by the server's own `pg_dump`, run beside it: no two versions meet, and no port has to be open. Each
+//! dump is followed to its end while it passes (`format`): an exit status alone proves nothing, and neither does a
+//! trailer. Its rows are counted on the way, so that the evidence is of the very snapshot that was dumped; with
+//! `counts = "exact"` the server counts the same snapshot again and must agree.
+//!
+//! A restore loads every database under another name beside the live one, compares its rows with the evidence, and then
+//! exchanges the names in one transaction. The old databases are kept, closed, until `cleanup`.
+
+mod capture;
+mod check;
+mod dir;
+mod discover;
+mod dump;
+mod evidence;
+mod facts;
+mod fault;
+mod format;
+mod hand;
+mod link;
+mod load;
+mod probe;
+mod programs;
+mod properties;
+mod restore;
+mod roles;
+mod snapshot;
+mod sql;
+mod swap;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use backup_core::{
+    AdapterConfig, AdapterError, ArtifactMeta, BackupSource, BuildContext, Capabilities, CheckPurpose,
+    ConfigError, ContentCheck, DiscoverContext, Discovery, Evidence, HandContext, HandStep, Leftover,
+    Metadata, OpContext, RestorePlan, RestoreSource, RestoreTarget, RunId, ServiceAdapter, StepToken,
+};
+use serde::Deserialize;
+
+use self::restore::Token;
+use crate::runtime::ServiceSecret;
+
+pub use self::format::DumpFormat;
+
+/// Which server it is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Flavor {
+    /// PostgreSQL.
+    #[default]
+    Postgres,
+    /// YugabyteDB: `ysql_dump`, port 5433, statements about databases are no part of transactions.
+    Yugabyte,
+}
+
+impl Flavor {
+    /// Its first superuser.
+    fn user(self) -> &'static str {
+        match self {
+            Self::Postgres => "postgres",
+            Self::Yugabyte => "yugabyte",
+        }
+    }
+}
+
+/// How rows are counted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Counts {
+    /// By the server, too, in the snapshot that is dumped: a scan of every table. The dump must hold as many.
+    Exact,
+    /// As they pass in the dump, which costs nothing; the planner's estimate is noted beside it.
+    #[default]
+    Estimated,
+    /// As they pass in the dump; nothing is counted in live databases after a restore.
+    Off,
+}
+
+/// The configuration: which server, which databases, how.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PostgresConfig {
+    /// The container that the server runs in: its name, its id or `label=key=value`.
+    pub container: Option<String>,
+    /// The server's address, as its client programs see it.
+    pub host: Option<String>,
+    /// Its port; 5432, or 5433 for YugabyteDB.
+    pub port: Option<u16>,
+    /// The folder of its Unix socket.
+    pub socket: Option<PathBuf>,
+    /// The role to connect as; in a container what `POSTGRES_USER` says, else `postgres` or `yugabyte`.
+    pub user: Option<String>,
+    /// The role's password.
+    pub password: Option<ServiceSecret>,
+    /// The databases; all that allow connections and are no templates, if empty.
+    #[serde(default)]
+    pub databases: Vec<String>,
+    /// Which server it is.
+    #[serde(default)]
+    pub flavor: Flavor,
+    /// The format of dumps; `custom`, or `plain` for YugabyteDB.
+    pub format: Option<DumpFormat>,
+    /// Whether roles and table spaces are part of the backup.
+    #[serde(default = "yes")]
+    pub globals: bool,
+    /// How rows are counted.
+    #[serde(default)]
+    pub counts: Counts,
+    /// The folder of the client programs, where they run.
+    pub programs: Option<PathBuf>,
+    /// The operating system's user to run them as.
+    pub run_as: Option<String>,
+    /// libpq's `sslmode`, e.g. `verify-full`.
+    pub sslmode: Option<String>,
+}
+
+fn yes() -> bool {
+    true
+}
+
+impl AdapterConfig for PostgresConfig {
+    const KIND: &'static str = "postgres";
+    const SUMMARY: &'static str = "PostgreSQL and YugabyteDB (YSQL), dumped by their own programs";
+    const PROVEN: &'static str = "tested with PostgreSQL 15 in containers and on the host; YugabyteDB only with a stand-in, not proven on a real server";
+
+    fn build(self, cx: &BuildContext) -> Result<Arc<dyn ServiceAdapter>, ConfigError> {
+        if self.container.is_none() && self.password.as_ref().is_some_and(ServiceSecret::in_container) {
+            return Err(ConfigError::new("a password in a container needs `container`").at("password"));
+        }
+        if self.host.is_some() && self.socket.is_some() {
+            return Err(ConfigError::new("`host` and `socket` exclude each other").at("socket"));
+        }
+        for (key, value) in [("container", &self.container), ("host", &self.host), ("user", &self.user)] {
+            if value.as_ref().is_some_and(String::is_empty) {
+                return Err(ConfigError::new(format!("`{key}` is empty")).at(key));
+            }
+        }
+        let password = self.password.map(|p| p.relative_to(&cx.base_dir));
+        Ok(Arc::new(Postgres { settings: Arc::new(Self { password, ..self }) }))
+    }
+
+    fn discover(cx: &DiscoverContext) -> Result<Discovery, AdapterError> {
+        discover::discover(cx)
+    }
+}
+
+impl PostgresConfig {
+    fn port(&self) -> u16 {
+        self.port.unwrap_or(match self.flavor {
+            Flavor::Postgres => 5432,
+            Flavor::Yugabyte => 5433,
+        })
+    }
+
+    fn format(&self) -> DumpFormat {
+        self.format.unwrap_or(match self.flavor {
+            Flavor::Postgres => DumpFormat::Custom,
+            Flavor::Yugabyte => DumpFormat::Plain,
+        })
+    }
+}
+
+/// The configuration as the modules use it.
+type Settings = PostgresConfig;
+
+/// Protects the databases of one server.
+#[derive(Debug, Clone)]
+pub struct Postgres {
+    settings: Arc<Settings>,
+}
+
+#[async_trait]
+impl ServiceAdapter for Postgres {
+    fn kind(&self) -> &'static str {
+        PostgresConfig::KIND
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::full()
+    }
+
+    async fn check(&self, cx: &OpContext) -> Result<(), AdapterError> {
+        capture::check(&self.settings, cx).await
+    }
+
+    async fn open(&self, cx: &OpContext) -> Result<BackupSource, AdapterError> {
+        capture::open(&self.settings, cx).await
+    }
+
+    fn content_check(
+        &self,
+        purpose: &CheckPurpose,
+        artifact: &ArtifactMeta,
+    ) -> Option<Box<dyn ContentCheck>> {
+        check::content_check(purpose, artifact)
+    }
+
+    fn by_hand(&self, backup: &HandContext<'_>) -> Vec<HandStep> {
+        hand::steps(&self.settings, backup)
+    }
+
+    async fn plan_restore(
+        &self,
+        cx: &OpContext,
+        backup: &Metadata,
+        target: &RestoreTarget,
+    ) -> Result<RestorePlan, AdapterError> {
+        restore::plan(&self.settings, cx, backup, target).await
+    }
+
+    async fn stage(
+        &self,
+        cx: &OpContext,
+        plan: &RestorePlan,
+        source: &RestoreSource,
+    ) -> Result<StepToken, AdapterError> {
+        StepToken::new(&restore::stage(&self.settings, cx, plan, source).await?)
+    }
+
+    async fn switch(
+        &self,
+        cx: &OpContext,
+        _plan: &RestorePlan,
+        staged: &StepToken,
+    ) -> Result<StepToken, AdapterError> {
+        StepToken::new(&match staged.get()? {
+            Token::Server(plan) => Token::Server(swap::switch(&self.settings, cx, plan).await?),
+            Token::Dir(plan) => Token::Dir(dir::switch(plan).await?),
+        })
+    }
+
+    async fn probe(&self, cx: &OpContext, target: &RestoreTarget) -> Result<Evidence, AdapterError> {
+        match target {
+            RestoreTarget::Live => probe::live(&self.settings, cx).await,
+            RestoreTarget::Dir(dir) => probe::elsewhere(&self.settings, cx, dir).await,
+            RestoreTarget::Scratch(scratch) => probe::elsewhere(&self.settings, cx, &scratch.dir).await,
+            _ => Err(AdapterError::unsupported("databases cannot be counted there")),
+        }
+    }
+
+    async fn undo(&self, cx: &OpContext, switched: &StepToken) -> Result<StepToken, AdapterError> {
+        match switched.get()? {
+            Token::Server(plan) => {
+                StepToken::new(&Token::Server(swap::undo(&self.settings, cx, plan).await?))
+            }
+            Token::Dir(_) => Err(AdapterError::unsupported("a restore into a directory replaced nothing")),
+        }
+    }
+
+    async fn leftovers(&self, cx: &OpContext, token: &StepToken) -> Result<Vec<Leftover>, AdapterError> {
+        match token.get()? {
+            Token::Server(plan) => swap::leftovers(&self.settings, cx, &plan).await,
+            Token::Dir(plan) => dir::leftovers(plan).await,
+        }
+    }
+
+    async fn discard(&self, cx: &OpContext, token: &StepToken) -> Result<(), AdapterError> {
+        match token.get()? {
+            Token::Server(plan) => swap::discard(&self.settings, cx, &plan).await,
+            Token::Dir(plan) => dir::discard(plan).await,
+        }
+    }
+
+    async fn reclaim(&self, cx: &OpContext, dead: &[RunId]) -> Result<Vec<String>, AdapterError> {
+        capture::reclaim(&self.settings, cx, dead).await
+    }
+}

@@ -1,0 +1,95 @@
+//! How to restore without this program.
+
+use backup_core::{ArtifactMeta, HandContext, HandStep, shell_quote};
+
+use super::Settings;
+use super::capture::{GLOBALS, PROPERTIES};
+use super::format::DumpFormat;
+use super::restore::{database_of, format_of, of_content};
+use super::sql::{conninfo, ident};
+
+/// The commands that load one dump from a file, each on a line.
+pub(super) fn load(artifact: &ArtifactMeta, name: &str, file: &str) -> String {
+    let (target, file) = (format!("{name}_restored"), shell_quote(file));
+    let create = create(&target);
+    let load = match format_of(artifact) {
+        DumpFormat::Plain => {
+            format!("psql -X -v ON_ERROR_STOP=1 -d {} -f {file}", shell_quote(&conninfo(&target)))
+        }
+        DumpFormat::Custom => {
+            format!("pg_restore --exit-on-error -d {} {file}", shell_quote(&conninfo(&target)))
+        }
+    };
+    format!("{create}\n{load}\n")
+}
+
+fn create(target: &str) -> String {
+    let sql = format!("CREATE DATABASE {} TEMPLATE template0", ident(target));
+    format!("psql -X -d postgres -c {}", shell_quote(&sql))
+}
+
+pub(super) fn steps(settings: &Settings, backup: &HandContext<'_>) -> Vec<HandStep> {
+    let yugabyte = settings.flavor == super::Flavor::Yugabyte;
+    let psql = if yugabyte { "ysqlsh" } else { "psql" };
+    let user = settings.user.clone().unwrap_or_else(|| settings.flavor.user().to_owned());
+    let inside = match &settings.container {
+        Some(container) => format!("docker exec -i {} ", shell_quote(container)),
+        None => String::new(),
+    };
+    let mut environment = vec![format!("-U {}", shell_quote(&user)), format!("-p {}", settings.port())];
+    if let Some(socket) = &settings.socket {
+        environment.push(format!("-h {}", shell_quote(&socket.display().to_string())));
+    } else if let Some(host) = &settings.host {
+        environment.push(format!("-h {}", shell_quote(host)));
+    }
+    let connection = environment.join(" ");
+    let run = format!("{inside}{psql} -X {connection}");
+    let mut steps = Vec::new();
+    let decode = |a: &ArtifactMeta| backup.decode(a);
+    if let Some(globals) = of_content(backup.metadata, GLOBALS) {
+        steps.push(HandStep::new(
+            "On a new server: create roles and table spaces. (On a server that has them this would also reset the \
+             passwords of its roles: run only the lines of those that are missing.)",
+            format!("{} | {run} -d postgres", decode(globals)),
+        ));
+    }
+    if let Some(properties) = of_content(backup.metadata, PROPERTIES) {
+        steps.push(HandStep::new(
+            "Look at how the databases were made: encoding, locale, owner, settings, rights. The commands below make \
+             them with the server's defaults; use these lines instead where they differ.",
+            decode(properties),
+        ));
+    }
+    for artifact in &backup.metadata.artifacts {
+        let Some(name) = database_of(artifact) else { continue };
+        let (target, kept) = (format!("{name}_restored"), format!("{name}_old"));
+        let create = shell_quote(&format!("CREATE DATABASE {} TEMPLATE template0", ident(&target)));
+        let reader = match format_of(artifact) {
+            DumpFormat::Plain => format!("{run} -q -v ON_ERROR_STOP=1"),
+            DumpFormat::Custom => format!("{inside}pg_restore {connection} --exit-on-error"),
+        };
+        steps.push(HandStep::new(
+            format!("Load database {name} beside the live one."),
+            format!(
+                "{run} -d template1 -c {create}\n{} | {reader} -d {}\n{run} -d {} -c ANALYZE",
+                decode(artifact),
+                shell_quote(&conninfo(&target)),
+                shell_quote(&conninfo(&target)),
+            ),
+        ));
+        let rename = |from: &str, to: &str| {
+            shell_quote(&format!("ALTER DATABASE {} RENAME TO {}", ident(from), ident(to)))
+        };
+        steps.push(HandStep::new(
+            format!(
+                "Stop what uses {name}, then exchange the two. (Skip the first line if there is no {name}.)"
+            ),
+            format!(
+                "{run} -d template1 -c {}\n{run} -d template1 -c {}",
+                rename(&name, &kept),
+                rename(&target, &name)
+            ),
+        ));
+    }
+    steps
+}

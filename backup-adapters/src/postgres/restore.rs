@@ -1,0 +1,284 @@
+//! Planning a restore, and staging it beside the live databases.
+
+use std::path::{Path, PathBuf};
+
+use backup_core::{
+    AdapterError, AdapterErrorKind, ArtifactMeta, Metadata, OpContext, Replaced, RestorePlan, RestoreSource,
+    RestoreTarget, SpaceNeed, StepToken,
+};
+use serde::{Deserialize, Serialize};
+use tokio::task::spawn_blocking;
+
+use super::capture::{GLOBALS, PROPERTIES};
+use super::facts::{Database, ServerFacts, staged_suffix};
+use super::format::DumpFormat;
+use super::link::Link;
+use super::load::Loader;
+use super::sql::suffixed;
+use super::swap::{Item, Plan, Step, drop_database, kept_name};
+use super::{Settings, dir};
+
+/// In a directory or scratch: what a restore made there.
+const LIST: &str = "databases.json";
+
+/// The token of a plan or a step.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Token {
+    Server(Plan),
+    Dir(dir::Plan),
+}
+
+/// Something that a restore made elsewhere.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Listed {
+    Database { name: String, staged: String },
+    File { name: String, file: PathBuf, format: DumpFormat },
+}
+
+pub(super) async fn read_list(dir: &Path) -> Result<Vec<Listed>, AdapterError> {
+    let path = dir.join(LIST);
+    blocking(move || {
+        let text = std::fs::read(&path)
+            .map_err(|e| AdapterError::io(format!("cannot read `{}`", path.display()), e))?;
+        serde_json::from_slice(&text).map_err(|e| {
+            AdapterError::corrupt(format!("`{}` is not readable", path.display())).with_source(e)
+        })
+    })
+    .await
+}
+
+pub(super) async fn write_list(dir: &Path, list: &[Listed]) -> Result<(), AdapterError> {
+    let path = dir.join(LIST);
+    let text = serde_json::to_vec_pretty(list)
+        .map_err(|e| AdapterError::new(AdapterErrorKind::Other, "cannot write a list").with_source(e))?;
+    blocking(move || {
+        std::fs::write(&path, text)
+            .map_err(|e| AdapterError::io(format!("cannot write `{}`", path.display()), e))
+    })
+    .await
+}
+
+/// Work on files, off the async threads.
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, AdapterError> + Send + 'static,
+) -> Result<T, AdapterError> {
+    spawn_blocking(work).await.unwrap_or_else(|e| {
+        Err(AdapterError::new(AdapterErrorKind::Other, "the work on files broke off").with_source(e))
+    })
+}
+
+/// The database that an artifact holds; `None` if it is none. What other programs wrote has no attributes.
+pub(super) fn database_of(artifact: &ArtifactMeta) -> Option<String> {
+    match attribute(artifact, "content") {
+        Some(GLOBALS | PROPERTIES) => None,
+        _ => Some(attribute(artifact, "database").unwrap_or(artifact.name.as_str()).to_owned()),
+    }
+}
+
+pub(super) fn attribute<'a>(artifact: &'a ArtifactMeta, key: &str) -> Option<&'a str> {
+    artifact.attributes.get(key).and_then(|v| v.as_str())
+}
+
+pub(super) fn format_of(artifact: &ArtifactMeta) -> DumpFormat {
+    match attribute(artifact, "format") {
+        Some("custom") => DumpFormat::Custom,
+        _ => DumpFormat::Plain,
+    }
+}
+
+pub(super) fn texts(artifact: &ArtifactMeta, key: &str) -> Vec<String> {
+    let values = artifact.attributes.get(key).and_then(|v| v.as_array());
+    values.into_iter().flatten().filter_map(|v| v.as_str().map(str::to_owned)).collect()
+}
+
+/// What metadata.json says of the database of an artifact.
+pub(super) fn recorded(artifact: &ArtifactMeta) -> Option<Database> {
+    serde_json::from_value(artifact.attributes.get("properties")?.clone()).ok()
+}
+
+pub(super) fn of_content<'a>(backup: &'a Metadata, content: &str) -> Option<&'a ArtifactMeta> {
+    backup.artifacts.iter().find(|a| attribute(a, "content") == Some(content))
+}
+
+/// What speaks against replacing databases of this server, or should be known.
+#[derive(Debug, Deserialize)]
+struct Doubts {
+    recovery: bool,
+    may_create: bool,
+    slots: Vec<(String, String)>,
+    prepared: Vec<String>,
+    data_directory: Option<PathBuf>,
+}
+
+const DOUBTS: &str = "SELECT json_build_object('recovery', pg_is_in_recovery(),
+'may_create', (SELECT rolsuper OR rolcreatedb FROM pg_roles WHERE rolname = current_user),
+'slots', coalesce((SELECT json_agg(json_build_array(database, slot_name)) FROM pg_replication_slots WHERE database IS NOT
+ NULL), '[]'),
+'prepared', coalesce((SELECT json_agg(DISTINCT database) FROM pg_prepared_xacts), '[]'),
+'data_directory', (SELECT setting FROM pg_settings WHERE name = 'data_directory'))";
+
+pub(super) async fn plan(
+    settings: &Settings,
+    cx: &OpContext,
+    backup: &Metadata,
+    target: &RestoreTarget,
+) -> Result<RestorePlan, AdapterError> {
+    let scratch = match target {
+        RestoreTarget::Dir(path) => return dir::plan(cx, backup, target, path).await,
+        RestoreTarget::Live => false,
+        RestoreTarget::Scratch(_) => true,
+        _ => return Err(AdapterError::unsupported("databases cannot be restored there")),
+    };
+    let link = Link::open(settings, cx).await?;
+    let facts = ServerFacts::ask(&link).await?;
+    let doubts: Doubts = link
+        .json(&link.home, DOUBTS)
+        .await
+        .map_err(|f| f.explain("cannot ask the server about a restore"))?;
+    if doubts.recovery {
+        let what = "the server is a standby, which takes no data: restore into its primary";
+        return Err(AdapterError::new(AdapterErrorKind::Conflict, what));
+    }
+    if !doubts.may_create {
+        let what = format!("role `{}` may not create databases: a restore needs CREATEDB", facts.user);
+        return Err(AdapterError::new(AdapterErrorKind::PermissionDenied, what));
+    }
+    let mut databases = Vec::new();
+    let (mut steps, mut replaces, mut bytes) = (Vec::new(), Vec::new(), 0_u64);
+    for artifact in &backup.artifacts {
+        let Some(name) = database_of(artifact) else { continue };
+        if artifact.external.is_some() {
+            continue;
+        }
+        let live = facts.database(&name);
+        let item = Item {
+            artifact: artifact.name.to_string(),
+            staged: suffixed(&name, &staged_suffix(&cx.run_id)),
+            kept: kept_name(&name, cx.timestamp),
+            new: None,
+            old: live.filter(|_| !scratch).map(|d| d.oid),
+            name: name.clone(),
+        };
+        bytes += recorded(artifact).and_then(|d| d.size).unwrap_or(artifact.plain_bytes);
+        steps.push(format!(
+            "load database `{name}` as `{}` and compare its rows with the backup",
+            item.staged
+        ));
+        if item.old.is_some() {
+            if doubts.prepared.contains(&name) && !cx.force {
+                let what = format!(
+                    "database `{name}` has prepared transactions: end them first (`pg_prepared_xacts`)"
+                );
+                return Err(AdapterError::new(AdapterErrorKind::Conflict, what));
+            }
+            for (_, slot) in doubts.slots.iter().filter(|(database, _)| *database == name) {
+                steps.push(format!(
+                    "(replication slot `{slot}` stays with the old database and must be made anew)"
+                ));
+            }
+            steps.push(format!("end the sessions of `{name}`, rename it to `{}`", item.kept));
+            replaces.push(Replaced {
+                what: format!("database {name}"),
+                kept_as: format!("database {}", item.kept),
+                changed_at: None,
+            });
+        }
+        if !scratch {
+            steps.push(format!("rename `{}` to `{name}`", item.staged));
+        }
+        databases.push(item);
+    }
+    if databases.is_empty() {
+        return Err(AdapterError::corrupt("the backup holds no database"));
+    }
+    let untouched: Vec<&str> = facts
+        .databases
+        .iter()
+        .filter(|d| !d.template && !databases.iter().any(|i| i.name == d.name))
+        .map(|d| d.name.as_str())
+        .collect();
+    if !untouched.is_empty() && !scratch {
+        steps.push(format!("(not in the backup and left as they are: {})", untouched.join(", ")));
+    }
+    let space = space(settings, &link, doubts.data_directory, bytes).await?;
+    let plan = Plan { step: Step::Planned, databases, scratch };
+    Ok(RestorePlan {
+        target: target.clone(),
+        steps,
+        replaces,
+        space,
+        token: StepToken::new(&Token::Server(plan))?,
+    })
+}
+
+/// The room that is needed where the server keeps its data, if that can be seen from here. A server whose disk is full
+/// stops: where only the container sees the disk, it is asked.
+async fn space(
+    settings: &Settings,
+    link: &Link,
+    data: Option<PathBuf>,
+    bytes: u64,
+) -> Result<Vec<SpaceNeed>, AdapterError> {
+    // On another host the same path would say nothing.
+    let Some(inside) = data.filter(|_| settings.container.is_some() || settings.host.is_none()) else {
+        return Ok(Vec::new());
+    };
+    let path = link.cx.within(link.runtime.volume_path(&inside)).await?.ok().flatten();
+    let seen = spawn_blocking(move || path.filter(|p| p.metadata().is_ok())).await.ok().flatten();
+    if let Some(path) = seen {
+        return Ok(vec![SpaceNeed { path, bytes }]);
+    }
+    let asked = link.run(link.command(["df", "-Pk", &inside.display().to_string()])).await;
+    let free = asked.ok().and_then(|out| out.lines().nth(1)?.split_whitespace().nth(3)?.parse::<u64>().ok());
+    match free.map(|kib| kib.saturating_mul(1024)) {
+        Some(free) if free < bytes && !link.cx.force => {
+            let what = format!(
+                "the server has {free} bytes free below `{}`, the restore needs about {bytes}",
+                inside.display()
+            );
+            Err(AdapterError::new(AdapterErrorKind::NoSpace, what))
+        }
+        _ => Ok(Vec::new()),
+    }
+}
+
+pub(super) async fn stage(
+    settings: &Settings,
+    cx: &OpContext,
+    plan: &RestorePlan,
+    source: &RestoreSource,
+) -> Result<Token, AdapterError> {
+    match plan.token.get()? {
+        Token::Dir(staged) => dir::stage(cx, staged, source).await.map(Token::Dir),
+        Token::Server(mut staged) => {
+            let link = Link::open(settings, cx).await?;
+            let loaded = Loader { settings, link: &link, source }.all(&mut staged).await;
+            if let Err(error) = loaded {
+                // The first error tells more; what is left is found again by the plan.
+                let mut link = link.clone();
+                link.cx.cancel = tokio_util::sync::CancellationToken::new();
+                link.cx.deadline = Some(tokio::time::Instant::now() + std::time::Duration::from_secs(30));
+                for item in &staged.databases {
+                    if let Err(second) = drop_database(&link, &item.staged).await {
+                        tracing::debug!(%second, "A staged database was left.");
+                    }
+                }
+                return Err(error);
+            }
+            if let RestoreTarget::Scratch(scratch) = &plan.target {
+                let listed = |i: &Item| Listed::Database { name: i.name.clone(), staged: i.staged.clone() };
+                let list: Vec<Listed> = staged.databases.iter().map(listed).collect();
+                let dir = scratch.dir.clone();
+                blocking(move || {
+                    std::fs::create_dir_all(&dir)
+                        .map_err(|e| AdapterError::io(format!("cannot create `{}`", dir.display()), e))
+                })
+                .await?;
+                write_list(&scratch.dir, &list).await?;
+            }
+            Ok(Token::Server(Plan { step: Step::Staged, ..staged }))
+        }
+    }
+}

@@ -1,0 +1,232 @@
+//! The same in containers: PostgreSQL, and the stand-in for YugabyteDB.
+
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use backup_core::testkit::adapter_suite::{Damage, capture};
+use backup_core::{AdapterErrorKind, ArtifactBody, RestoreTarget, ServiceAdapter, chain};
+use futures::StreamExt as _;
+
+use crate::restore::restore_live;
+use crate::support::{CANARY, SAMPLE, adapter, bench};
+
+/// A container of its own, removed when it is dropped.
+struct Container {
+    name: String,
+    user: &'static str,
+    psql: &'static str,
+}
+
+fn docker(args: &[&str]) -> (bool, String) {
+    let out = Command::new("docker").args(args).output().expect("docker");
+    let text = if out.status.success() { out.stdout } else { out.stderr };
+    (out.status.success(), String::from_utf8_lossy(&text).trim_end().to_owned())
+}
+
+impl Container {
+    fn start(image: &str, options: &[&str]) -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let pid = std::process::id();
+        let name = format!("backup-test-pg-{pid}-{}", COUNT.fetch_add(1, Ordering::Relaxed));
+        let label = format!("backup-test={pid}");
+        let password = format!("POSTGRES_PASSWORD={CANARY}");
+        let mut args = vec!["run", "-d", "--rm", "--name", &name, "--label", &label, "-e", &password];
+        args.extend(options);
+        args.push(image);
+        let (user, psql, port) = if image.contains("yugabyte") {
+            ("yugabyte", "ysqlsh", "5433")
+        } else {
+            ("postgres", "psql", "5432")
+        };
+        let container = Self { name: name.clone(), user, psql };
+        let (ok, text) = docker(&args);
+        assert!(ok, "{text}");
+        let until = Instant::now() + Duration::from_secs(90);
+        while !docker(&["exec", &name, "pg_isready", "-h", "127.0.0.1", "-p", port]).0 {
+            assert!(Instant::now() < until, "{}", docker(&["logs", &name]).1);
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        container
+    }
+
+    fn sql(&self, database: &str, sql: &str) -> String {
+        let args = [
+            "exec",
+            &self.name,
+            self.psql,
+            "-XAtq",
+            "-h",
+            "127.0.0.1",
+            "-v",
+            "ON_ERROR_STOP=1",
+            "-U",
+            self.user,
+            "-d",
+            database,
+            "-c",
+            sql,
+        ];
+        let (ok, text) = docker(&args);
+        assert!(ok, "{sql}: {text}");
+        text
+    }
+
+    fn dump(&self, database: &str) -> String {
+        let port = if self.psql == "psql" { "5432" } else { "5433" };
+        let (ok, text) = docker(&[
+            "exec",
+            &self.name,
+            "pg_dump",
+            "-h",
+            "127.0.0.1",
+            "-p",
+            port,
+            "-U",
+            self.user,
+            "-d",
+            database,
+        ]);
+        assert!(ok, "{text}");
+        text.lines().filter(|l| !l.contains("restrict ")).collect::<Vec<_>>().join("\n")
+    }
+
+    fn adapter(&self, keys: &str) -> Arc<dyn ServiceAdapter> {
+        adapter(&format!("container = '{}'\n{keys}", self.name))
+    }
+}
+
+impl Drop for Container {
+    fn drop(&mut self) {
+        docker(&["rm", "-fv", &self.name]);
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs Docker"]
+async fn a_container_is_backed_up_restored_and_drilled() {
+    let keys = "password = { container_env = 'POSTGRES_PASSWORD' }";
+    let servers = [
+        ("backup-test/postgres:15", keys.to_owned()),
+        ("backup-test/postgres:15", format!("{keys}\nformat = 'plain'\ncounts = 'exact'")),
+        ("backup-test/yugabyte-standin", "flavor = 'yugabyte'\ncounts = 'exact'".to_owned()),
+    ];
+    for (image, keys) in servers {
+        let server = Container::start(image, &[]);
+        server.sql(server.user, "CREATE DATABASE app");
+        server.sql("app", SAMPLE);
+        server.sql("app", "CREATE TABLE big AS SELECT g, md5(g::text) FROM generate_series(1, 60000) g");
+        let before = server.dump("app");
+        let adapter = server.adapter(&keys);
+        adapter.check(&bench().cx()).await.unwrap();
+        let captured = capture(&*adapter, &bench().cx()).await.unwrap();
+        assert_eq!(captured.report.evidence.counts["rows.app.public.big"], 60_000);
+        assert!(captured.report.image.is_some());
+        assert!(!format!("{captured:?}").contains(CANARY));
+        // A test restore beside the live databases.
+        let cx = bench().cx();
+        let dir = tempfile::tempdir().unwrap();
+        let target = RestoreTarget::Scratch(backup_core::ScratchHandle {
+            dir: dir.path().to_owned(),
+            run_id: cx.run_id.clone(),
+        });
+        let plan = adapter.plan_restore(&cx, &captured.metadata, &target).await.unwrap();
+        let staged = adapter.stage(&cx, &plan, &captured.source(Damage::None)).await.unwrap();
+        let found = adapter.probe(&cx, &target).await.unwrap();
+        assert_eq!(captured.report.evidence.contradictions(&found), Vec::<String>::new());
+        adapter.discard(&cx, &staged).await.unwrap();
+        server.sql(server.user, "DROP DATABASE app");
+        restore_live(&adapter, &captured).await;
+        assert_eq!(server.dump("app"), before, "{image}");
+        let left =
+            server.sql(server.user, "SELECT count(*) FROM pg_database WHERE datname LIKE '%\\_restore\\_%'");
+        assert_eq!(left, "0");
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs Docker"]
+async fn a_container_that_goes_or_freezes_ends_the_capture() {
+    for fault in ["kill", "rm", "pause", "restart"] {
+        let server = Container::start("backup-test/postgres:15", &[]);
+        server.sql("postgres", "CREATE DATABASE app");
+        server.sql(
+            "app",
+            "CREATE TABLE t AS SELECT g, repeat(md5(g::text), 8) AS x FROM generate_series(1, 250000) g",
+        );
+        let adapter = server.adapter("globals = false");
+        let mut cx = bench().cx();
+        cx.deadline = Some(tokio::time::Instant::now() + Duration::from_secs(60));
+        let mut parts = adapter.open(&cx).await.unwrap().into_parts();
+        let error = loop {
+            let artifact = match parts.artifacts.next().await.expect("an error comes") {
+                Ok(artifact) => artifact,
+                Err(e) => break e,
+            };
+            let ArtifactBody::Stream(mut body) = artifact.body else { continue };
+            if artifact.attributes["content"] == "database" {
+                body.next().await.unwrap().unwrap();
+                let args: &[&str] = match fault {
+                    "rm" => &["rm", "-f", &server.name],
+                    "restart" => &["restart", "-t", "1", &server.name],
+                    other => &[other, &server.name],
+                };
+                docker(args);
+                if fault == "pause" {
+                    // Whoever waits for a frozen server waits until the budget ends.
+                    cx.cancel.cancel();
+                }
+            }
+            let mut error = None;
+            while let Some(chunk) = body.next().await {
+                if let Err(e) = chunk {
+                    error = Some(e);
+                    break;
+                }
+            }
+            if let Some(error) = error {
+                break error;
+            }
+            assert_ne!(artifact.attributes["content"], "database", "{fault}: the dump looks whole");
+        };
+        println!("{fault}: {}", chain(&error));
+        assert!(!chain(&error).contains('\n'));
+        drop(parts.artifacts);
+        (parts.release)(backup_core::ReadOutcome::Failed).await.unwrap();
+        if fault == "pause" {
+            docker(&["unpause", &server.name]);
+        }
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs Docker"]
+async fn a_restore_that_would_fill_the_disk_of_the_container_is_refused() {
+    let server = Container::start(
+        "backup-test/postgres:15",
+        &["--tmpfs", "/var/lib/postgresql/data:size=175m,uid=999,gid=999,mode=0700"],
+    );
+    server.sql("postgres", "CREATE DATABASE app");
+    server.sql(
+        "app",
+        "CREATE TABLE t AS SELECT g, repeat(md5(g::text), 8) AS x FROM generate_series(1, 150000) g",
+    );
+    let adapter = server.adapter("");
+    let captured = capture(&*adapter, &bench().cx()).await.unwrap();
+    // A server whose disk runs full stops: the restore must not even begin.
+    let e = adapter.plan_restore(&bench().cx(), &captured.metadata, &RestoreTarget::Live).await.unwrap_err();
+    assert_eq!(e.kind(), AdapterErrorKind::NoSpace, "{}", chain(&e));
+    assert_eq!(server.sql("app", "SELECT count(*) FROM t"), "150000");
+    // A dump needs no room: the full server can still be backed up.
+    capture(&*adapter, &bench().cx()).await.unwrap();
+}
+
+#[tokio::test]
+#[ignore = "needs Docker"]
+async fn a_container_that_is_not_there_is_reported() {
+    let e = adapter("container = 'backup-test-no-such'").check(&bench().cx()).await.unwrap_err();
+    assert_eq!(e.kind(), AdapterErrorKind::NotFound, "{}", chain(&e));
+    let e = adapter("container = 'backup-test-no-such'").open(&bench().cx()).await.unwrap_err();
+    assert_eq!(e.kind(), AdapterErrorKind::NotFound, "{}", chain(&e));
+}

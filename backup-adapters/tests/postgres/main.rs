@@ -1,0 +1,10 @@
+//! Tests of the `postgres` adapter against real servers: clusters of our own on the host, and containers.
+#![cfg(feature = "postgres")]
+#![expect(clippy::unwrap_used, reason = "helpers of tests, too, fail by panicking")]
+
+mod capture;
+mod conformance;
+mod containers;
+mod faults;
+mod restore;
+mod support;
