@@ -11,6 +11,9 @@ use super::DockerRuntime;
 /// The longest file that is taken for a secret, in bytes.
 const MAX_FILE: usize = 64 * 1024;
 
+const FORMS: &str = "a secret is one of { env = … }, { file = … }, { command = [ … ] }, { dotenv = …, key = … }, \
+                     { container_env = … }, { container_file = … }";
+
 /// Where the secret of a service is kept: as [`SecretRef`], or in its container as `{ container_env = "NAME" }` or
 /// `{ container_file = "/run/secrets/x" }`. Never the secret itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,7 +39,8 @@ impl<'de> Deserialize<'de> for ServiceSecret {
             container_env: Option<String>,
             container_file: Option<PathBuf>,
         }
-        let raw = Raw::deserialize(d)?;
+        // Says what is allowed, and never shows the value, which may be a password in plain.
+        let raw = Raw::deserialize(d).map_err(|_| serde::de::Error::custom(FORMS))?;
         let host = match (raw.env, raw.file, raw.command, raw.dotenv, raw.key) {
             (Some(name), None, None, None, None) => Some(Some(SecretRef::Env(name))),
             (None, Some(path), None, None, None) => Some(Some(SecretRef::File(path))),
@@ -49,10 +53,7 @@ impl<'de> Deserialize<'de> for ServiceSecret {
             (Some(Some(host)), None, None) => Ok(Self::Host(host)),
             (Some(None), Some(name), None) => Ok(Self::ContainerEnv(name)),
             (Some(None), None, Some(path)) => Ok(Self::ContainerFile(path)),
-            _ => Err(serde::de::Error::custom(
-                "a secret is one of { env = … }, { file = … }, { command = [ … ] }, { dotenv = …, key = … }, \
-                 { container_env = … }, { container_file = … }",
-            )),
+            _ => Err(serde::de::Error::custom(FORMS)),
         }
     }
 }
