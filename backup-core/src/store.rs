@@ -91,8 +91,8 @@ pub trait Store: fmt::Debug + fmt::Display + Send + Sync + 'static {
     /// Removes everything below `prefix`, abandoned partial writes included. Not atomic; idempotent, safe to run again.
     async fn delete_prefix(&self, prefix: &StoreKey) -> Result<(), StoreError>;
 
-    /// Removes partial writes below `prefix` that were never finished and were not touched for `untouched`, and nothing
-    /// else. Idempotent. For directories whose writers are gone: zero removes them all.
+    /// Removes partial writes below `prefix` that were never finished and were not touched for `untouched`, with what a
+    /// store keeps for them alone (directories in which nothing else is), and nothing else. Idempotent. For directories whose writers are gone: zero removes them all.
     async fn delete_abandoned(&self, prefix: &StoreKey, untouched: Duration) -> Result<(), StoreError>;
 
     /// Where an object lies on this host's disk, if it does.

@@ -9,7 +9,7 @@ use super::{
     BackupState, Catalog, Entry, Fact, METADATA, RUN, TOMBSTONE, file, json, leases_key, read_small, runs_key,
 };
 use crate::error::{AdapterError, BackupError, StoreError};
-use crate::id::{BackupId, StoreKey};
+use crate::id::{BackupId, ServiceName, StoreKey};
 use crate::metadata::{ExternalRef, Metadata, Reservation};
 
 /// Marks of given-up backups stay that long after the commit deadline, so that a writer that sleeps for hours still
@@ -93,14 +93,22 @@ impl Catalog {
         abandoned.map_err(|e| BackupError::store(what(), e))
     }
 
-    /// Removes what killed processes left half-written among leases and reports, once it is a day old. (In the
-    /// directories of backups [`sweep`](Self::sweep) and [`delete`](Self::delete) do.)
+    /// Removes what killed processes left half-written and no backup owns: among leases and reports once it is a day
+    /// old, of `services` once it is a week old (who was killed during the reservation of a backup leaves a part of it
+    /// that no listing shows). What a backup owns, [`sweep`](Self::sweep) and [`delete`](Self::delete) remove.
     ///
     /// # Errors
     /// [`BackupError::Store`].
-    pub async fn sweep_abandoned(&self) -> Result<(), BackupError> {
-        for prefix in [leases_key(), runs_key()] {
-            let swept = self.store.delete_abandoned(&prefix, ABANDONED).await;
+    pub async fn sweep_abandoned(&self, services: &[ServiceName]) -> Result<(), BackupError> {
+        let mut prefixes = vec![(leases_key(), ABANDONED), (runs_key(), ABANDONED)];
+        for name in services {
+            let key = StoreKey::new(name.as_str()).map_err(|e| {
+                BackupError::store("tidy up", StoreError::NotAStore { message: e.to_string() })
+            })?;
+            prefixes.push((key, ABANDONED * 7));
+        }
+        for (prefix, untouched) in prefixes {
+            let swept = self.store.delete_abandoned(&prefix, untouched).await;
             swept.map_err(|e| BackupError::store(format!("tidy up `{prefix}`"), e))?;
         }
         Ok(())

@@ -154,7 +154,7 @@ impl Inner {
             }
         }
         // What is not part of any backup.
-        if let Err(e) = self.catalog.sweep_abandoned().await {
+        if let Err(e) = self.catalog.sweep_abandoned(services).await {
             self.warn(None, chain(&e));
         }
         // A run is forgotten when every service that it touched had its chance to reclaim what the run left there.

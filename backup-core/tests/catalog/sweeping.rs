@@ -106,7 +106,7 @@ async fn a_sweep_that_fails_at_any_call_is_finished_by_the_next_one() {
 }
 
 #[tokio::test]
-async fn half_written_leases_and_reports_go_when_they_are_a_day_old() {
+async fn what_no_backup_owns_goes_when_it_is_old() {
     let dir = tempfile::tempdir().unwrap();
     let store = Arc::new(backup_core::LocalStore::new(dir.path()));
     let clock: Arc<dyn Clock> = Arc::new(ManualClock::at("20260309_043820"));
@@ -119,16 +119,32 @@ async fn half_written_leases_and_reports_go_when_they_are_a_day_old() {
         file.set_modified(at).unwrap();
     };
     let day = 24 * 3600;
-    let (go, stay) = (
+    let (small, unowned) = (
         [".runs/.tmp-old", ".leases/retention-a/.tmp-old"],
-        [".runs/.tmp-new", ".leases/retention-a/.tmp-new", ".runs/20200101_000000-aaaaaaaa.json"],
+        ["redis/daily/20260301_000000/.tmp-old", "redis/daily/20260301_000001/a/.tmp-old"],
     );
-    go.iter().for_each(|name| write(name, day + 60));
-    stay.iter().for_each(|name| write(name, day - 600));
-    write(stay[2], 1000 * day);
+    let stay = [
+        ".runs/.tmp-new",
+        ".leases/retention-a/.tmp-new",
+        "redis/daily/20260308_000000/.tmp-new",
+        ".runs/20200101_000000-aaaaaaaa.json",
+        "other/daily/20260301_000000/.tmp-old",
+    ];
+    small.iter().for_each(|name| write(name, day + 60));
+    unowned.iter().for_each(|name| write(name, 7 * day + 60));
+    stay[..2].iter().for_each(|name| write(name, day - 600));
+    write(stay[2], 7 * day - 600);
+    stay[3..].iter().for_each(|name| write(name, 1000 * day));
+    // A directory is as old as the last change in it.
+    for name in ["20260301_000000", "20260301_000001/a", "20260301_000001"] {
+        let dir = std::fs::File::open(dir.path().join("redis/daily").join(name)).unwrap();
+        dir.set_modified(std::time::SystemTime::now() - std::time::Duration::from_secs(8 * day)).unwrap();
+    }
     for _ in 0..2 {
-        catalog.sweep_abandoned().await.unwrap();
-        assert!(go.iter().all(|name| !dir.path().join(name).exists()));
+        catalog.sweep_abandoned(&["redis".parse().unwrap()]).await.unwrap();
+        assert!(small.iter().chain(&unowned).all(|name| !dir.path().join(name).exists()));
         assert!(stay.iter().all(|name| dir.path().join(name).exists()));
+        assert!(!dir.path().join("redis/daily/20260301_000000").exists(), "nor is its directory left");
+        assert!(!dir.path().join("redis/daily/20260301_000001").exists());
     }
 }

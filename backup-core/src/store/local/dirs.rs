@@ -143,7 +143,8 @@ fn has_object(dir: &OwnedFd, buffer: &mut Buffer) -> io::Result<bool> {
     Ok(false)
 }
 
-/// Removes the partial writes below `dir` that were not touched for so long, and nothing else.
+/// Removes the partial writes below `dir` that were not touched for so long, then the directories in which nothing is
+/// left, and nothing else.
 pub(super) fn remove_temps_below(dir: &OwnedFd, untouched: Duration) -> io::Result<()> {
     let mut names: Vec<(CString, FileType)> = Vec::new();
     entries(dir, &mut buffer(), |name, kind| {
@@ -152,7 +153,18 @@ pub(super) fn remove_temps_below(dir: &OwnedFd, untouched: Duration) -> io::Resu
     })?;
     for (name, kind) in names {
         let removed = if kind == FileType::Directory {
-            tree::open_dir(dir, name.as_c_str()).and_then(|below| remove_temps_below(&below, untouched))
+            // Asked first: removing something touches it.
+            untouched_for(dir, &name, untouched).and_then(|old| {
+                tree::open_dir(dir, name.as_c_str()).and_then(|d| remove_temps_below(&d, untouched))?;
+                if !old {
+                    return Ok(());
+                }
+                match rustix::fs::unlinkat(dir, &name, AtFlags::REMOVEDIR) {
+                    // Refused while anything is in it.
+                    Err(rustix::io::Errno::NOTEMPTY | rustix::io::Errno::EXIST) => Ok(()),
+                    other => Ok(other?),
+                }
+            })
         } else if name.to_bytes().starts_with(TEMP_PREFIX.as_bytes()) {
             untouched_for(dir, &name, untouched).and_then(|yes| match yes {
                 true => Ok(rustix::fs::unlinkat(dir, &name, AtFlags::empty())?),
