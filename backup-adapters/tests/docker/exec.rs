@@ -61,7 +61,8 @@ async fn the_end_of_standard_error_is_kept() {
     assert!(outcome.stderr_tail.ends_with("49999\n50000\n"));
 }
 
-/// The engine's own exec loses the end of such output: see `a_plain_exec_loses_the_end`.
+/// The engine's own exec loses the end of output of about these sizes, which fit into the buffers on the way: it drops
+/// what was not read 2 s after the program ended, and says that all is well.
 #[tokio::test]
 #[ignore = "needs Docker"]
 async fn a_slow_reader_loses_nothing() {
@@ -83,37 +84,6 @@ async fn a_slow_reader_loses_nothing() {
     });
     futures::future::join_all(work).await;
     c.wait_until_alone().await;
-}
-
-/// Why all this. If this fails, the engine has learnt to wait, and the wrapper can go.
-#[tokio::test]
-#[ignore = "needs Docker"]
-async fn a_plain_exec_loses_the_end() {
-    use bollard::container::LogOutput;
-    use bollard::exec::{StartExecOptions, StartExecResults};
-    use bollard::models::ExecConfig;
-    let c = Container::idle();
-    let engine =
-        bollard::Docker::connect_with_unix("/var/run/docker.sock", 60, bollard::API_DEFAULT_VERSION).unwrap();
-    let engine = engine.negotiate_version().await.unwrap();
-    let config = ExecConfig {
-        attach_stdout: Some(true),
-        cmd: Some(["head", "-c", "1393895", "/dev/zero"].map(str::to_owned).to_vec()),
-        ..Default::default()
-    };
-    let id = engine.create_exec(&c.name, config).await.unwrap().id;
-    let started = engine.start_exec(&id, None::<StartExecOptions>).await.unwrap();
-    let StartExecResults::Attached { mut output, .. } = started else { panic!("not attached") };
-    let mut got = 0;
-    while let Some(frame) = output.next().await {
-        let Ok(LogOutput::StdOut { message }) = frame else { break };
-        if got == 0 {
-            tokio::time::sleep(Duration::from_secs(5)).await;
-        }
-        got += message.len();
-    }
-    assert!(got < 1_393_895, "all {got} bytes arrived");
-    assert_eq!(engine.inspect_exec(&id).await.unwrap().exit_code, Some(0), "and it says that all is well");
 }
 
 #[tokio::test]

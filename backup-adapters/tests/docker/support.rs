@@ -31,13 +31,16 @@ pub(crate) fn docker(args: &[&str]) -> String {
 }
 
 pub(crate) fn try_docker(args: &[&str]) -> Output {
-    Command::new("docker").args(args).output().unwrap()
+    // An engine that hangs is a failure to be told, not one to hang on.
+    Command::new("timeout").args(["-k", "5", "120", "docker"]).args(args).output().unwrap()
 }
 
 /// A container that is removed with its volumes when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Container {
     pub(crate) name: String,
+    /// Of its first process, on this host.
+    pid: std::sync::OnceLock<String>,
 }
 
 impl Container {
@@ -57,7 +60,7 @@ impl Container {
         args.extend_from_slice(options);
         args.push(image);
         args.extend_from_slice(command);
-        let container = Self { name: name.clone() };
+        let container = Self { name: name.clone(), pid: std::sync::OnceLock::new() };
         docker(&args);
         container
     }
@@ -70,12 +73,22 @@ impl Container {
         docker(&["inspect", "-f", template, &self.name])
     }
 
-    /// The command lines of what runs in it.
+    /// The command lines of what runs in it, remains of the dead included. The kernel is asked, not the engine: that
+    /// would be a call that blocks, made by a thread that has output to take.
     pub(crate) fn processes(&self) -> Vec<String> {
-        let listed = docker(&["top", &self.name, "-eo", "pid,args"]);
-        let mut lines: Vec<String> = listed.lines().skip(1).map(|l| l.trim().to_owned()).collect();
-        for line in &mut lines {
-            *line = line.split_once(' ').map_or(String::new(), |(_, args)| args.trim().to_owned());
+        let pid = self.pid.get_or_init(|| self.field("{{.State.Pid}}"));
+        let space = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/pid"));
+        let own = space(pid).unwrap();
+        let mut lines = Vec::new();
+        for process in std::fs::read_dir("/proc").unwrap() {
+            let process = process.unwrap().file_name();
+            let Some(pid) = process.to_str().filter(|p| p.starts_with(|c: char| c.is_ascii_digit())) else {
+                continue;
+            };
+            if space(pid).is_ok_and(|s| s == own) {
+                let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+                lines.push(String::from_utf8_lossy(&line).replace('\0', " ").trim().to_owned());
+            }
         }
         lines
     }
