@@ -219,7 +219,7 @@ fn by_hand_leaves_the_store_where_it_was() {
     world.ok(&["run"]);
     world.write("data/a.txt", "changed\n");
     let text = world.ok(&["show", "files", "--by-hand"]).out;
-    assert!(text.contains("leaves out `") && text.contains("/work/backups`"), "{text}");
+    assert!(text.contains("leaves out `") && text.contains("/backups`"), "{text}");
     by_hand(&text, &world.path(&format!("backups/files/manual/{FIRST}")));
     assert_eq!(world.read("data/a.txt"), "alpha\n");
     assert_eq!(std::fs::read(world.path("../work.old/data/a.txt")).unwrap(), b"changed\n");

@@ -34,6 +34,7 @@ mod cleanup;
 mod guard;
 mod hand;
 mod marks;
+mod preview;
 mod prune;
 mod report;
 mod restore;
@@ -45,9 +46,9 @@ mod verify;
 
 pub use back_up::BackupRequest;
 pub use cleanup::CleanupItem;
+pub use preview::{RestorePreview, RestoreRequest};
 pub use prune::{PruneRequest, SeriesPlan};
 pub use report::{RunReport, StepReport};
-pub use restore::{RestorePreview, RestoreRequest};
 pub use resume::{OpenInterruption, ResumeRequest};
 pub use select::Selector;
 pub use status::{ServiceStatus, StatusLevel};

@@ -1,6 +1,6 @@
-//! Restores: planned, staged beside the target, switched, compared with the evidence, and undone if that fails.
+//! Restores, as [`preview`](super::preview) planned them: staged beside the target, switched, compared with the evidence, and undone if that fails.
 
-use std::path::{Component, Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,16 +8,14 @@ use async_trait::async_trait;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::preview::RestorePreview;
 use super::resume::Whose;
-use super::select::Choice;
-use super::{Engine, Inner, Run, RunReport, Selector, StepReport, deadline, millis};
-use crate::adapter::{ArtifactOpener, RestorePlan, RestoreSource, RestoreTarget, StepToken};
-use crate::catalog::{BackupState, Entry};
+use super::{Engine, Inner, Run, RunReport, StepReport, deadline, millis};
+use crate::adapter::{ArtifactOpener, RestoreSource, RestoreTarget, StepToken};
 use crate::context::OpContext;
 use crate::error::{AdapterError, AdapterErrorKind, BackupError, Stage, chain};
 use crate::event::Event;
-use crate::id::{BackupId, Interval, ServiceName, Timestamp};
-use crate::keep_aside;
+use crate::id::{BackupId, ServiceName};
 use crate::metadata::{ArtifactMeta, Metadata};
 use crate::plan::PlannedService;
 use crate::source::ByteStream;
@@ -26,103 +24,7 @@ use crate::state::{RestoreJournal, RestorePhase};
 /// How long an adapter may take to stop staging when it is cancelled.
 const STAGE_GRACE: Duration = Duration::from_secs(10);
 
-/// What to restore.
-#[derive(Debug, Clone)]
-pub struct RestoreRequest {
-    /// The service.
-    pub service: ServiceName,
-    /// Which backup.
-    pub selector: Selector,
-    /// Only from this interval.
-    pub interval: Option<Interval>,
-    /// Elsewhere, into this directory; `None`: over the live service, which is kept aside.
-    pub to: Option<PathBuf>,
-    /// Go on where a doubt would stop it: a target in use, a backup that is not good.
-    pub force: bool,
-    /// Ends it early. Once it went live, it is completed.
-    pub cancel: CancellationToken,
-}
-
-impl RestoreRequest {
-    /// The newest good backup of `service`, over the live service.
-    #[must_use]
-    pub fn new(service: ServiceName) -> Self {
-        let (selector, cancel) = (Selector::Newest, CancellationToken::new());
-        Self { service, selector, interval: None, to: None, force: false, cancel }
-    }
-}
-
-/// What a restore would do. Nothing was changed yet.
-#[derive(Debug, Clone)]
-pub struct RestorePreview {
-    /// The request.
-    pub request: RestoreRequest,
-    /// The backup that was chosen.
-    pub entry: Entry,
-    /// Its metadata.
-    pub metadata: Metadata,
-    /// Newer backups that were not taken, and why, one line each.
-    pub passed_over: Vec<String>,
-    /// The adapter's plan.
-    pub plan: RestorePlan,
-    /// Names what will be kept aside, unless another restore takes the name before.
-    pub at: Timestamp,
-}
-
 impl Engine {
-    /// Chooses the backup and finds out what restoring it would do. Changes nothing.
-    ///
-    /// # Errors
-    /// [`BackupError::Refused`] if there is no such backup or not enough room; the adapter's doubts.
-    pub async fn plan_restore(&self, request: &RestoreRequest) -> Result<RestorePreview, BackupError> {
-        let inner = &self.inner;
-        let service = inner.service(&request.service)?;
-        let Choice { entry, passed_over } =
-            inner.choose(&request.service, request.interval.as_ref(), &request.selector).await?;
-        let acceptable = match &entry.state {
-            BackupState::Good => true,
-            BackupState::Suspect | BackupState::Damaged { .. } => request.force,
-            _ => false,
-        };
-        if !acceptable {
-            let hint = match entry.state {
-                BackupState::Suspect | BackupState::Damaged { .. } => {
-                    ": use --force to restore it all the same"
-                }
-                _ => "",
-            };
-            return Err(BackupError::Refused(format!("{} is {}{hint}", entry.id, entry.state.word())));
-        }
-        let metadata = inner.catalog.metadata(&entry.id).await?;
-        if metadata.adapter != service.adapter.kind() {
-            return Err(BackupError::Refused(format!(
-                "{} was made by adapter `{}`, but service `{}` is of kind `{}` now",
-                entry.id,
-                metadata.adapter,
-                request.service,
-                service.adapter.kind()
-            )));
-        }
-        let target = match &request.to {
-            Some(dir) => RestoreTarget::Dir(dir.clone()),
-            None => RestoreTarget::Live,
-        };
-        if let Some(dir) = &request.to {
-            inner.refuse_own(dir)?;
-        }
-        let run = inner.quiet_run("restore", request.cancel.child_token())?;
-        let at = Inner::restore_moment(inner.now(), &inner.state.restores(&request.service)?);
-        let mut cx = inner.context(&run, service, at, deadline(service.timeout))?;
-        cx.force = request.force;
-        let plan = service
-            .adapter
-            .plan_restore(&cx, &metadata, &target)
-            .await
-            .map_err(|e| super::capture::adapter_error(service, Stage::PlanRestore, e))?;
-        inner.check_space(&plan)?;
-        Ok(RestorePreview { request: request.clone(), entry, metadata, passed_over, plan, at })
-    }
-
     /// Restores what was previewed. The plan is made anew under the service's lock; what is live stays untouched until
     /// every byte of the backup was read and verified.
     ///
@@ -186,50 +88,6 @@ impl Inner {
         let id = crate::id::RunId::generate(self.clock.now());
         let guard = self.state.begin_run(&id)?;
         Ok(Run { id, verb, cancel, started: Instant::now(), guard })
-    }
-
-    /// Refuses to restore into a store, where the result would look like a service, or into the state directory.
-    fn refuse_own(&self, dir: &Path) -> Result<(), BackupError> {
-        let failed = |source| BackupError::State { what: format!("resolving `{}`", dir.display()), source };
-        let real = resolve(dir).map_err(failed)?;
-        let own = self
-            .excluded()
-            .into_iter()
-            .find(|own| real.starts_with(own.canonicalize().as_deref().unwrap_or(own)));
-        match own {
-            None => Ok(()),
-            Some(own) => Err(BackupError::Refused(format!(
-                "`{}` lies in `{}`, which is this program's own: restore elsewhere",
-                dir.display(),
-                own.display()
-            ))),
-        }
-    }
-
-    /// Refuses a plan for which there is not enough room, adding up what lies on one file system.
-    pub(super) fn check_space(&self, plan: &RestorePlan) -> Result<(), BackupError> {
-        use std::os::unix::fs::MetadataExt;
-        let mut needs: std::collections::BTreeMap<u64, (PathBuf, u64)> = std::collections::BTreeMap::new();
-        for need in &plan.space {
-            let device = std::fs::metadata(&need.path).map(|m| m.dev()).map_err(|source| {
-                BackupError::State { what: format!("looking at `{}`", need.path.display()), source }
-            })?;
-            let sum = &mut needs.entry(device).or_insert_with(|| (need.path.clone(), 0)).1;
-            *sum = sum.saturating_add(need.bytes);
-        }
-        for (path, bytes) in needs.into_values() {
-            let free = keep_aside::free_space(&path).map_err(|source| BackupError::State {
-                what: format!("asking for the free space of `{}`", path.display()),
-                source,
-            })?;
-            if free < bytes {
-                return Err(BackupError::Refused(format!(
-                    "not enough room below `{}`: the restore needs {bytes} bytes, {free} are free",
-                    path.display()
-                )));
-            }
-        }
-        Ok(())
     }
 
     pub(super) fn restore_source(self: &Arc<Self>, cx: &OpContext, metadata: Arc<Metadata>) -> RestoreSource {
@@ -448,24 +306,6 @@ impl Inner {
         self.warn(Some(&service.name), format!("{} (`backup cleanup` tries again)", chain(&e)));
         false
     }
-}
-
-/// `path` without links and dots, as it will be once what is missing of it was made.
-fn resolve(path: &Path) -> std::io::Result<PathBuf> {
-    let mut real = PathBuf::new();
-    for part in std::path::absolute(path)?.components() {
-        match part {
-            // Above a resolved path, or one that is to be made, lies what its name says.
-            Component::ParentDir => drop(real.pop()),
-            part => {
-                real.push(part);
-                if let Ok(there) = real.canonicalize() {
-                    real = there;
-                }
-            }
-        }
-    }
-    Ok(real)
 }
 
 /// The directories that a restore into one has to make, the deepest first.

@@ -1,5 +1,6 @@
 //! [`FakeAdapter`]: a service in memory that behaves as a script says, and remembers what was asked of it.
 
+mod config;
 mod interrupt;
 mod script;
 
@@ -19,13 +20,14 @@ use crate::adapter::{
     RestoreSource, RestoreTarget, ServiceAdapter, SpaceNeed, StepToken,
 };
 use crate::context::OpContext;
-use crate::error::{AdapterError, AdapterErrorKind, ConfigError};
+use crate::error::{AdapterError, AdapterErrorKind};
 use crate::id::{ArtifactName, RunId};
 use crate::metadata::{ArtifactMeta, Consistency, Evidence, Metadata};
-use crate::registry::{AdapterConfig, BuildContext};
+use crate::registry::AdapterConfig;
 use crate::runtime::{InterruptionEntry, Replay};
 use crate::source::{Artifact, BackupSource, CaptureReport, ReadOutcome, Settlement};
 
+pub use config::FakeConfig;
 pub use script::{Call, Content, Interrupts, Script, Step, text_of, text_of_dir};
 
 /// How often a body that hangs looks whether it may go on.
@@ -467,49 +469,4 @@ impl ServiceAdapter for FakeAdapter {
 
 fn gone(what: &str) -> AdapterError {
     AdapterError::new(AdapterErrorKind::NotFound, format!("nothing is {what} any more"))
-}
-
-/// The configuration of a [`FakeAdapter`]: `kind = "fake"`.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct FakeConfig {
-    /// Chunks of text by artifact.
-    #[serde(default)]
-    pub artifacts: BTreeMap<String, Vec<String>>,
-    /// Steps that fail, e.g. `open`.
-    #[serde(default)]
-    pub failing: Vec<Step>,
-    /// Steps that hang until the operation is over.
-    #[serde(default)]
-    pub hanging: Vec<Step>,
-    /// Every body fails in place of this chunk.
-    #[serde(default)]
-    pub fail_at: Option<usize>,
-    /// Commit only when the content changed.
-    #[serde(default)]
-    pub only_if_changed: bool,
-}
-
-impl AdapterConfig for FakeConfig {
-    const KIND: &'static str = "fake";
-    const SUMMARY: &'static str = "a service in memory, for tests";
-    const PROVEN: &'static str = "by the conformance suite";
-
-    fn build(self, _: &BuildContext) -> Result<Arc<dyn ServiceAdapter>, ConfigError> {
-        let adapter = FakeAdapter::new();
-        adapter.script(|s| {
-            for (name, chunks) in self.artifacts {
-                let name = ArtifactName::new(name)?;
-                if let Some(chunk) = self.fail_at {
-                    s.fail_at.insert(name.clone(), chunk);
-                }
-                s.live.insert(name, chunks.into_iter().map(Bytes::from).collect());
-            }
-            s.failing.extend(self.failing);
-            s.hanging.extend(self.hanging);
-            (s.fingerprint, s.only_if_changed) = (self.only_if_changed, self.only_if_changed);
-            Ok::<(), ConfigError>(())
-        })?;
-        Ok(Arc::new(adapter))
-    }
 }
