@@ -16,6 +16,7 @@ mod restore;
 mod retention;
 mod streams;
 mod support;
+mod systemd;
 mod tour;
 
 #[test]

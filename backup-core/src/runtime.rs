@@ -79,6 +79,8 @@ pub enum RunState {
     Running,
     /// It is frozen.
     Paused,
+    /// It was told to end and has not done so yet. Not every engine tells it apart from `Running`.
+    Stopping,
     /// It does not run.
     Stopped,
 }

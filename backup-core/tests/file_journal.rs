@@ -38,6 +38,10 @@ async fn entries_outlive_their_writer_and_come_oldest_first() {
     assert_eq!(reader.entries().await.unwrap(), [old.clone(), young.clone()]);
     assert!(reader.holds("a") && reader.holds("b") && !reader.holds("c"));
     std::fs::write(reader.armed("a"), "").unwrap();
+    let a = reader.entries().await.unwrap().into_iter().find(|e| e.id == "a").unwrap();
+    assert!(!reader.was_down(&a).await);
+    reader.note_down(&a).await;
+    assert!(reader.was_down(&a).await);
     assert!(reader.clear(&young).await.unwrap());
     assert!(!reader.clear(&young).await.unwrap(), "once");
     assert!(!reader.armed("a").exists() && !reader.holds("a"));

@@ -12,7 +12,7 @@ use backup_core::runtime::{
     RunState,
 };
 use backup_core::testkit::{FakeRuntime, ManualClock};
-use tokio::time::{Instant, advance};
+use tokio::time::{Instant, advance, sleep};
 
 const STOP: InterruptionKind = InterruptionKind::Stop { grace: Duration::from_secs(60) };
 const PAUSE: InterruptionKind = InterruptionKind::Pause;
@@ -138,7 +138,7 @@ async fn a_dropped_interruption_is_replayed_once() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_crash_before_the_act_or_after_the_undo_replays_to_nothing() {
     let fake = FakeRuntime::new(RunState::Running);
     drop(begin(&fake, PAUSE).await.unwrap());
@@ -270,4 +270,31 @@ async fn a_runtime_cannot_undo_what_an_adapter_did() {
     let kind = InterruptionKind::Other { what: "fence".into(), token: StepToken::new(&1).unwrap() };
     assert_eq!(begin(&fake, kind).await.unwrap_err(), Kind::Unsupported);
     assert_eq!((fake.take_log(), fake.entries().await.unwrap().len()), (vec![], 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_order_that_outlives_its_giver_is_seen_through() {
+    for (kind, down, within) in [(STOP, RunState::Stopped, 60), (PAUSE, RunState::Paused, 4)] {
+        for stopping in [false, true] {
+            let fake = FakeRuntime::new(RunState::Running);
+            drop(begin(&fake, kind.clone()).await.unwrap());
+            // The run died when it had asked; the engine has not done it yet.
+            fake.set_state(if stopping { RunState::Stopping } else { RunState::Running });
+            let engine = fake.clone();
+            let late = tokio::spawn(async move {
+                sleep(Duration::from_secs(if stopping { 500 } else { within })).await;
+                engine.set_state(down);
+            });
+            assert_eq!(replay(&fake).await, [Replay::Undone]);
+            assert!(late.is_finished());
+            assert_eq!(fake.state(), RunState::Running);
+        }
+    }
+    // Nothing comes of it: it is not waited for longer than it can take.
+    let fake = FakeRuntime::new(RunState::Running);
+    drop(begin(&fake, PAUSE).await.unwrap());
+    fake.set_state(RunState::Running);
+    let started = Instant::now();
+    assert_eq!(replay(&fake).await, [Replay::NothingToDo]);
+    assert!(started.elapsed() < Duration::from_secs(10));
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::{ExitStatus, RunState, ServiceRuntime};
 use crate::adapter::StepToken;
@@ -17,6 +17,12 @@ use crate::id::{RunId, ServiceName};
 
 /// How long bringing a service back may take before it counts as failed.
 const RESTORE_LIMIT: Duration = Duration::from_secs(300);
+
+/// How long an order to an engine may be under way, beside the time that it gives a service to stop.
+const ORDER_LIMIT: Duration = Duration::from_secs(5);
+
+/// How often the service is looked at meanwhile.
+const ORDER_POLL: Duration = Duration::from_millis(100);
 
 /// How a service is interrupted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -127,6 +133,15 @@ pub trait InterruptionJournal: fmt::Debug + Send + Sync + 'static {
     /// Notes that somebody else than the run that made the entry is about to undo it; the entry stays. Whether it was
     /// there. Atomic against [`clear`](Self::clear): that answers `false` from here on.
     async fn take_over(&self, entry: &InterruptionEntry) -> Result<bool, AdapterError>;
+
+    /// Notes that the order to stop or pause the service has taken effect. Best effort, need not be durable: without it
+    /// [`replay`](Interruption::replay) waits while the order may still be under way.
+    async fn note_down(&self, _entry: &InterruptionEntry) {}
+
+    /// Whether [`note_down`](Self::note_down) was called.
+    async fn was_down(&self, _entry: &InterruptionEntry) -> bool {
+        false
+    }
 
     /// Removes an entry. Idempotent. Whether it was there and nobody had taken it over.
     async fn clear(&self, entry: &InterruptionEntry) -> Result<bool, AdapterError>;
@@ -244,7 +259,10 @@ impl Interruption {
         }
         this.began = Instant::now();
         match this.act(&kind, left).await {
-            Ok(exit) => this.exit = exit,
+            Ok(exit) => {
+                this.exit = exit;
+                this.cx.journal.note_down(&entry).await;
+            }
             Err(e) => {
                 this.give_up(&kind, &entry, &e).await;
                 return Err(e);
@@ -388,9 +406,14 @@ impl Interruption {
         if now.instance != entry.instance {
             return Ok(Replay::Foreign(format!("`{}` was made anew since", entry.service)));
         }
+        let mut state = now.state;
+        // Who runs may be about to be stopped: the order lives on with the engine when its giver dies.
+        if matches!(state, RunState::Running | RunState::Stopping) && here.boot_id == entry.place.boot_id {
+            state = seen_through(cx, runtime, entry).await?;
+        }
         // Another state than ours is somebody else's doing. A restart of the host ends a pause, but a container that was
         // stopped stays so.
-        let ours = entry.kind.result() == Some(now.state);
+        let ours = entry.kind.result() == Some(state);
         if ours {
             bring_back(runtime, entry).await?;
         }
@@ -467,6 +490,28 @@ async fn bring_back(runtime: &dyn ServiceRuntime, entry: &InterruptionEntry) -> 
         let what = format!("`{}` did not come back in time", entry.service);
         Err(AdapterError::new(AdapterErrorKind::Timeout, what))
     })
+}
+
+/// Waits while the order to interrupt a running service may still take effect, and as long as it does; the state then.
+async fn seen_through(
+    cx: &InterruptionContext,
+    runtime: &dyn ServiceRuntime,
+    entry: &InterruptionEntry,
+) -> Result<RunState, AdapterError> {
+    let grace = if let InterruptionKind::Stop { grace } = &entry.kind { *grace } else { Duration::ZERO };
+    let limit = grace + ORDER_LIMIT;
+    // A clock that was set back gives the whole time, never more.
+    let passed = (cx.clock.now() - entry.began_at).to_std().unwrap_or_default();
+    let wait = if cx.journal.was_down(entry).await { Duration::ZERO } else { limit.saturating_sub(passed) };
+    let until = Instant::now() + wait;
+    loop {
+        let state = runtime.inspect().await?.state;
+        let over = state != RunState::Running || Instant::now() >= until;
+        if over && state != RunState::Stopping {
+            return Ok(state);
+        }
+        sleep(ORDER_POLL).await;
+    }
 }
 
 fn ended_by_others(entry: &InterruptionEntry) -> AdapterError {

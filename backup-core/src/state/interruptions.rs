@@ -4,6 +4,7 @@
 //! <id>.json         the interruption must be undone, by the run that made it
 //! <id>.taken.json   somebody else is about to undo it; the same content
 //! <id>.armed        its watchdog runs
+//! <id>.down         the service is stopped or paused, not only told to
 //! ```
 
 use std::fs;
@@ -58,6 +59,10 @@ impl FileJournal {
     #[must_use]
     pub fn armed(&self, id: &str) -> PathBuf {
         self.dir.join(format!("{id}.armed"))
+    }
+
+    fn down(&self, id: &str) -> PathBuf {
+        self.dir.join(format!("{id}.down"))
     }
 
     /// Whether an entry must still be undone. Errs on the side of "yes".
@@ -174,9 +179,24 @@ impl InterruptionJournal for FileJournal {
             let ours = remove(&this.path(&id))?;
             remove(&this.taken(&id))?;
             remove(&this.armed(&id))?;
+            remove(&this.down(&id))?;
             Ok(ours)
         })
         .await
+    }
+
+    async fn note_down(&self, entry: &InterruptionEntry) {
+        let down = self.down(&entry.id);
+        let noted =
+            blocking(move || fs::write(down, "").map_err(|e| AdapterError::io("cannot note it", e))).await;
+        if let Err(error) = noted {
+            tracing::debug!(%error, "It is not noted that a service is down.");
+        }
+    }
+
+    async fn was_down(&self, entry: &InterruptionEntry) -> bool {
+        let down = self.down(&entry.id);
+        blocking(move || Ok(down.exists())).await.unwrap_or(false)
     }
 
     /// What cannot be read is left out: see [`FileJournal::read`].

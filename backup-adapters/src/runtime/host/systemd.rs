@@ -50,6 +50,7 @@ impl Unit<'_> {
         match self.show().await?.state() {
             RunState::Running => return Ok(()),
             RunState::Paused => return Err(self.conflict("start", "frozen")),
+            // Of one that is about to end, systemd first sees the end.
             _ => {}
         }
         match self.ask(&["start"], CHANGE).await {
@@ -103,7 +104,7 @@ impl Unit<'_> {
         let shown = self.show().await?;
         match shown.state() {
             RunState::Paused => return Ok(()),
-            RunState::Stopped => return Err(self.conflict("freeze", "stopped")),
+            RunState::Stopping | RunState::Stopped => return Err(self.conflict("freeze", "stopped")),
             _ => {}
         }
         if shown.get("CanFreeze") == "no" {
@@ -203,7 +204,8 @@ impl Shown {
             ("inactive" | "failed", _) | ("activating", "auto-restart" | "auto-restart-queued") => {
                 RunState::Stopped
             }
-            // Also while it starts and while it ends: there may be processes.
+            ("deactivating", _) => RunState::Stopping,
+            // Also while it starts: there may be processes.
             _ => RunState::Running,
         }
     }
@@ -236,7 +238,7 @@ mod tests {
             ("ActiveState=active SubState=running FreezerState=running", RunState::Running),
             ("ActiveState=activating SubState=start", RunState::Running),
             ("ActiveState=activating SubState=auto-restart", RunState::Stopped),
-            ("ActiveState=deactivating SubState=stop-sigterm", RunState::Running),
+            ("ActiveState=deactivating SubState=stop-sigterm", RunState::Stopping),
             ("ActiveState=active SubState=running FreezerState=frozen", RunState::Paused),
             ("ActiveState=active FreezerState=frozen-by-parent", RunState::Paused),
             ("ActiveState=inactive SubState=dead", RunState::Stopped),
