@@ -3,7 +3,11 @@
 use std::time::{Duration, Instant};
 
 use backup_core::AdapterErrorKind;
-use backup_core::runtime::{ExitStatus, RunState, ServiceRuntime as _};
+use backup_core::runtime::{
+    ExitStatus, Interruption, InterruptionContext, InterruptionEntry, InterruptionJournal as _,
+    InterruptionKind, NoWatchdog, Replay, RunState, ServiceRuntime as _,
+};
+use backup_core::state::StateDir;
 
 use crate::support::{Container, docker};
 
@@ -86,4 +90,42 @@ async fn a_container_that_stopping_deletes_is_not_stopped() {
     assert_eq!(e.kind(), AdapterErrorKind::Conflict);
     assert!(e.to_string().contains("--rm"), "{e}");
     assert_eq!(c.runtime().inspect().await.unwrap().state, RunState::Running);
+}
+
+/// The engine goes on stopping what a dead client has told it to stop.
+#[tokio::test]
+#[ignore = "needs Docker"]
+async fn a_stop_that_outlives_its_run_is_seen_through_and_undone() {
+    let c = of(STUBBORN);
+    up(&c).await;
+    let runtime = c.runtime();
+    let dir = tempfile::tempdir().unwrap();
+    let journal = StateDir::open(dir.path()).unwrap().interruptions();
+    let (service, run_id) = ("app".parse().unwrap(), "20260101_000000-abcdef01".parse().unwrap());
+    let entry = InterruptionEntry {
+        id: "e1".into(),
+        service,
+        run_id,
+        kind: InterruptionKind::Stop { grace: Duration::from_secs(4) },
+        place: journal.place(),
+        instance: runtime.inspect().await.unwrap().instance,
+        began_at: chrono::Utc::now(),
+        until: None,
+    };
+    journal.write(&entry).await.unwrap();
+    let mut client = std::process::Command::new("docker").args(["stop", "-t", "4", &c.name]).spawn().unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    client.kill().unwrap();
+    client.wait().unwrap();
+    assert_eq!(runtime.inspect().await.unwrap().state, RunState::Running);
+    let cx = InterruptionContext {
+        service: entry.service.clone(),
+        run_id: entry.run_id.clone(),
+        journal: std::sync::Arc::new(journal.clone()),
+        watchdog: std::sync::Arc::new(NoWatchdog),
+        clock: std::sync::Arc::new(backup_core::SystemClock),
+    };
+    assert_eq!(Interruption::replay(&cx, &runtime, &entry).await.unwrap(), Replay::Undone);
+    assert_eq!(runtime.inspect().await.unwrap().state, RunState::Running);
+    assert!(journal.entries().await.unwrap().is_empty());
 }
