@@ -56,7 +56,7 @@ use backup_core::{
 use serde::Deserialize;
 
 use self::restore::Token;
-use crate::runtime::ServiceSecret;
+use crate::runtime::{DockerRuntime, EngineUrl, ServiceSecret, container_of};
 
 pub use self::format::DumpFormat;
 
@@ -100,6 +100,8 @@ pub enum Counts {
 pub struct PostgresConfig {
     /// The container that the server runs in: its name, its id or `label=key=value`.
     pub container: Option<String>,
+    /// The Docker engine that the container is on, if not the local one: `unix:///path` or `tcp://host:port`.
+    pub docker: Option<EngineUrl>,
     /// The server's address, as its client programs see it.
     pub host: Option<String>,
     /// Its port; 5432, or 5433 for YugabyteDB.
@@ -142,13 +144,11 @@ impl AdapterConfig for PostgresConfig {
     const PROVEN: &'static str = "tested with PostgreSQL 15 in containers and on the host; YugabyteDB only with a stand-in, not proven on a real server";
 
     fn build(self, cx: &BuildContext) -> Result<Arc<dyn ServiceAdapter>, ConfigError> {
-        if self.container.is_none() && self.password.as_ref().is_some_and(ServiceSecret::in_container) {
-            return Err(ConfigError::new("a password in a container needs `container`").at("password"));
-        }
+        container_of(self.container.as_deref(), self.docker.as_ref(), self.password.as_ref())?;
         if self.host.is_some() && self.socket.is_some() {
             return Err(ConfigError::new("`host` and `socket` exclude each other").at("socket"));
         }
-        for (key, value) in [("container", &self.container), ("host", &self.host), ("user", &self.user)] {
+        for (key, value) in [("host", &self.host), ("user", &self.user)] {
             if value.as_ref().is_some_and(String::is_empty) {
                 return Err(ConfigError::new(format!("`{key}` is empty")).at(key));
             }
@@ -163,6 +163,11 @@ impl AdapterConfig for PostgresConfig {
 }
 
 impl PostgresConfig {
+    /// The container that the server runs in.
+    fn docker(&self) -> Option<DockerRuntime> {
+        self.container.as_deref().map(|name| EngineUrl::container(self.docker.as_ref(), name))
+    }
+
     fn port(&self) -> u16 {
         self.port.unwrap_or(match self.flavor {
             Flavor::Postgres => 5432,

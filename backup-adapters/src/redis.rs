@@ -52,7 +52,7 @@ use serde::Deserialize;
 
 use self::conn::{Place, Server, relative};
 use self::tls::Tls;
-use crate::runtime::{DockerRuntime, ServiceSecret};
+use crate::runtime::{EngineUrl, ServiceSecret, container_of};
 
 /// The port of Redis unless said otherwise.
 const PORT: u16 = 6379;
@@ -63,6 +63,8 @@ const PORT: u16 = 6379;
 pub struct RedisConfig {
     /// The container that it runs in: name, id or `label=key=value`.
     pub container: Option<String>,
+    /// The Docker engine that the container is on, if not the local one: `unix:///path` or `tcp://host:port`.
+    pub docker: Option<EngineUrl>,
     /// The host that it listens on, if it is in no container.
     pub host: Option<String>,
     /// Its port; in a container, that in there. 6379 unless set.
@@ -123,10 +125,10 @@ pub enum RestoreMode {
 impl RedisConfig {
     fn place(&self, cx: &BuildContext) -> Result<Place, ConfigError> {
         let port = self.port.unwrap_or(PORT);
-        match (&self.container, &self.host, &self.socket) {
-            (Some(container), None, None) if !container.is_empty() => {
-                Ok(Place::Container(DockerRuntime::new(container.as_str()), port))
-            }
+        let container =
+            container_of(self.container.as_deref(), self.docker.as_ref(), self.password.as_ref())?;
+        match (container, &self.host, &self.socket) {
+            (Some(container), None, None) => Ok(Place::Container(container, port)),
             (None, Some(host), None) if !host.is_empty() => Ok(Place::Tcp(host.clone(), port)),
             (None, None, Some(socket)) if self.port.is_none() => Ok(Place::Socket(cx.base_dir.join(socket))),
             (None, None, None) => Err(ConfigError::new("no server is named")
@@ -165,9 +167,6 @@ impl AdapterConfig for RedisConfig {
             return Err(ConfigError::new("`username` without `password`")
                 .at("username")
                 .hint("set `password` too"));
-        }
-        if self.password.as_ref().is_some_and(ServiceSecret::in_container) && self.container.is_none() {
-            return Err(ConfigError::new("a password in a container needs `container`").at("password"));
         }
         if self.unit.is_some() && !matches!(place, Place::Tcp(..) | Place::Socket(_)) {
             return Err(ConfigError::new("`unit` is for a server outside of containers").at("unit"));

@@ -2,10 +2,12 @@
 //!
 //! Both are lazy: making one does no I/O, so that an adapter's configuration can build it.
 
+mod container;
 pub mod docker;
 pub mod host;
 mod secret;
 
+pub use container::{EngineUrl, container_of};
 pub use docker::DockerRuntime;
 pub use host::HostRuntime;
 pub use secret::ServiceSecret;

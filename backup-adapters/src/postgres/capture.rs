@@ -276,11 +276,10 @@ pub(super) async fn reclaim(
 
 /// Whether `check` would let `open` succeed.
 pub(super) async fn check(settings: &Settings, cx: &OpContext) -> Result<(), AdapterError> {
-    if settings.container.is_some() {
-        let link_to = crate::runtime::DockerRuntime::new(settings.container.as_deref().unwrap_or_default());
-        let seen = cx.within(backup_core::runtime::ServiceRuntime::inspect(&link_to)).await??;
+    if let Some(docker) = settings.docker() {
+        let seen = cx.within(backup_core::runtime::ServiceRuntime::inspect(&docker)).await??;
         if seen.state != RunState::Running {
-            let message = format!("container `{}` is not running", link_to.container());
+            let message = format!("container `{}` is not running", docker.container());
             return Err(AdapterError::new(AdapterErrorKind::Unavailable, message));
         }
     }

@@ -32,8 +32,8 @@ pub(super) fn steps(settings: &Settings, backup: &HandContext<'_>) -> Vec<HandSt
     let yugabyte = settings.flavor == super::Flavor::Yugabyte;
     let psql = if yugabyte { "ysqlsh" } else { "psql" };
     let user = settings.user.clone().unwrap_or_else(|| settings.flavor.user().to_owned());
-    let inside = match &settings.container {
-        Some(container) => format!("docker exec -i {} ", shell_quote(container)),
+    let inside = match settings.docker() {
+        Some(docker) => format!("{} exec -i {} ", docker.program(), shell_quote(docker.container())),
         None => String::new(),
     };
     let mut environment = vec![format!("-U {}", shell_quote(&user)), format!("-p {}", settings.port())];

@@ -13,7 +13,7 @@ use super::fault::Failure;
 use super::programs::{self, Programs};
 use super::sql::conninfo;
 use super::{Flavor, Settings};
-use crate::runtime::{DockerRuntime, HostRuntime};
+use crate::runtime::HostRuntime;
 
 /// What one query may take; counting has a limit of its own.
 const QUERY_TIME: Duration = Duration::from_secs(120);
@@ -45,7 +45,7 @@ impl Link {
     /// Finds the programs and a database that lets us in.
     pub(super) async fn open(settings: &Settings, cx: &OpContext) -> Result<Self, AdapterError> {
         cx.check_alive()?;
-        let docker = settings.container.as_ref().map(DockerRuntime::new);
+        let docker = settings.docker();
         let runtime: Arc<dyn ServiceRuntime> = match &docker {
             Some(docker) => Arc::new(docker.clone()),
             None => Arc::new(HostRuntime::new()),

@@ -28,15 +28,15 @@ fn of(server: &Server, backup: &HandContext<'_>, artifact: &ArtifactMeta) -> Vec
     ];
     match &server.place {
         Place::Container(docker, _) => {
-            let container = shell_quote(docker.container());
+            let (program, container) = (docker.program(), shell_quote(docker.container()));
             steps.push(HandStep::new(
                 format!(
                     "Move aside what the data directory `{dir}` holds, and put the snapshot there. The helper container \
                      uses the server's own image and volumes."
                 ),
                 format!(
-                    "docker run --rm -i --user 0 --volumes-from {container} --entrypoint sh \
-                     \"$(docker inspect -f '{{{{.Config.Image}}}}' {container})\" -c {} < restored.rdb",
+                    "{program} run --rm -i --user 0 --volumes-from {container} --entrypoint sh \
+                     \"$({program} inspect -f '{{{{.Config.Image}}}}' {container})\" -c {} < restored.rdb",
                     shell_quote(&place(&file, &logs, "cat >"))
                 ),
             ));
@@ -87,7 +87,7 @@ fn stop(server: &Server, cli: &str, file: &str) -> HandStep {
     );
     let (text, command) = match (&server.place, &server.unit) {
         (Place::Container(docker, _), _) => {
-            (why, format!("docker stop -t 300 {}", shell_quote(docker.container())))
+            (why, format!("{} stop -t 300 {}", docker.program(), shell_quote(docker.container())))
         }
         (_, Some(unit)) => (why, format!("systemctl stop {}", shell_quote(unit))),
         _ => (
@@ -123,7 +123,8 @@ fn cli(server: &Server) -> String {
     };
     match &server.place {
         Place::Container(docker, port) => format!(
-            "docker exec -e REDISCLI_AUTH {} redis-cli -p {port}{user}{tls}",
+            "{} exec -e REDISCLI_AUTH {} redis-cli -p {port}{user}{tls}",
+            docker.program(),
             shell_quote(docker.container())
         ),
         Place::Tcp(host, port) => format!("redis-cli -h {} -p {port}{user}{tls}", shell_quote(host)),

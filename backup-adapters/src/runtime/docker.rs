@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use backup_core::runtime::{ExecCommand, Execution, ExitStatus, Inspection, RunState, ServiceRuntime};
-use backup_core::{AdapterError, AdapterErrorKind, Image, RunId, Secret};
+use backup_core::{AdapterError, AdapterErrorKind, Image, RunId, Secret, shell_quote};
 use bollard::models::{ContainerInspectResponse, ContainerState};
 
 use self::engine::Engine;
@@ -61,6 +61,15 @@ impl DockerRuntime {
     #[must_use]
     pub fn container(&self) -> &str {
         &self.container
+    }
+
+    /// How people call the engine's own command line for it: `docker`, with the engine if it is not the usual one.
+    #[must_use]
+    pub fn program(&self) -> String {
+        match self.engine.url() {
+            DEFAULT_ENGINE => "docker".to_owned(),
+            url => format!("docker -H {}", shell_quote(url)),
+        }
     }
 
     async fn found(&self) -> Result<ContainerInspectResponse, AdapterError> {
