@@ -29,32 +29,28 @@ pub enum ServiceSecret {
 impl<'de> Deserialize<'de> for ServiceSecret {
     fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
         #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Raw {
+            Host(SecretRef),
+            Env(Env),
+            File(File),
+        }
+        #[derive(Deserialize)]
         #[serde(deny_unknown_fields)]
-        struct Raw {
-            env: Option<String>,
-            file: Option<PathBuf>,
-            command: Option<Vec<String>>,
-            dotenv: Option<PathBuf>,
-            key: Option<String>,
-            container_env: Option<String>,
-            container_file: Option<PathBuf>,
+        struct Env {
+            container_env: String,
+        }
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct File {
+            container_file: PathBuf,
         }
         // Says what is allowed, and never shows the value, which may be a password in plain.
-        let raw = Raw::deserialize(d).map_err(|_| serde::de::Error::custom(FORMS))?;
-        let host = match (raw.env, raw.file, raw.command, raw.dotenv, raw.key) {
-            (Some(name), None, None, None, None) => Some(Some(SecretRef::Env(name))),
-            (None, Some(path), None, None, None) => Some(Some(SecretRef::File(path))),
-            (None, None, Some(argv), None, None) if !argv.is_empty() => Some(Some(SecretRef::Command(argv))),
-            (None, None, None, Some(path), Some(key)) => Some(Some(SecretRef::Dotenv { path, key })),
-            (None, None, None, None, None) => Some(None),
-            _ => None,
-        };
-        match (host, raw.container_env, raw.container_file) {
-            (Some(Some(host)), None, None) => Ok(Self::Host(host)),
-            (Some(None), Some(name), None) => Ok(Self::ContainerEnv(name)),
-            (Some(None), None, Some(path)) => Ok(Self::ContainerFile(path)),
-            _ => Err(serde::de::Error::custom(FORMS)),
-        }
+        Ok(match Raw::deserialize(d).map_err(|_| serde::de::Error::custom(FORMS))? {
+            Raw::Host(reference) => Self::Host(reference),
+            Raw::Env(Env { container_env }) => Self::ContainerEnv(container_env),
+            Raw::File(File { container_file }) => Self::ContainerFile(container_file),
+        })
     }
 }
 
@@ -128,9 +124,16 @@ mod tests {
         assert_eq!(file.unwrap()["p"], ServiceSecret::ContainerFile("/a".into()));
         let host = parse("p = { env = 'A' }").unwrap().remove("p").unwrap();
         assert_eq!(host, ServiceSecret::Host(SecretRef::Env("A".into())));
-        for wrong in ["{ env = 'A', container_env = 'B' }", "{ dotenv = '.env' }", "{}", "'plain'"] {
-            let e = parse(&format!("p = {wrong}")).unwrap_err().to_string();
-            assert!(!e.contains("plain\""), "{e}");
+        for wrong in [
+            "{ env = 'A', container_env = 'B' }",
+            "{ container_env = 'A', container_file = 'B' }",
+            "{ dotenv = '.env' }",
+            "{ container_env = 7 }",
+            "{}",
+            "'plain'",
+        ] {
+            let e = parse(&format!("p = {wrong}")).unwrap_err();
+            assert_eq!(e.message(), FORMS);
         }
     }
 }
