@@ -21,7 +21,7 @@ use tokio::time::{Instant, sleep};
 use super::conn::{Conn, Server};
 use super::facts::{Info, Settings};
 use super::resp::Reply;
-use super::stream::made_at;
+use super::stream::{NO_CHILD, made_at};
 
 /// How often the server is asked how far it is.
 const POLL: Duration = Duration::from_millis(100);
@@ -122,7 +122,7 @@ async fn try_to_save(
             scheduled = true;
         }
         Reply::Error(e) if e.trim() == "ERR" => {
-            return Err(failed(conn, settings, "could not make a child process: too little memory"));
+            return Err(failed(conn, settings, NO_CHILD));
         }
         Reply::Error(e) => return Err(conn.refused("BGSAVE", &e)),
         _ => {}

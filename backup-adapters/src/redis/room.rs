@@ -4,7 +4,7 @@
 //! what is written meanwhile.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use backup_core::runtime::{ExecCommand, ServiceRuntime};
@@ -73,17 +73,10 @@ async fn look(server: &Server, cx: &OpContext) -> Option<BTreeMap<String, String
         });
         return read.await.ok();
     }
-    let command = ExecCommand::new(["grep", "-sH", ""].into_iter().chain(FILES));
-    let deadline = Instant::now() + LOOK_TIME;
-    let mut command = command.with_deadline(Some(deadline.min(cx.deadline.unwrap_or(deadline))));
+    let mut command = ExecCommand::new(["grep", "-sH", ""].into_iter().chain(FILES));
     // Some of the files are never there.
     command.accept = vec![0, 1, 2];
-    let docker = server.container()?;
-    let ran = cx.within(async {
-        let chunks: Vec<_> = docker.exec(command).await?.stdout.try_collect().await?;
-        Ok::<_, AdapterError>(chunks.concat())
-    });
-    let text = String::from_utf8(ran.await.ok()?.ok()?).ok()?;
+    let text = printed(server, command, cx).await?;
     let mut files = BTreeMap::<String, String>::new();
     for (file, line) in text.lines().filter_map(|l| l.split_once(':')) {
         let content = files.entry(file.to_owned()).or_default();
@@ -91,6 +84,18 @@ async fn look(server: &Server, cx: &OpContext) -> Option<BTreeMap<String, String
         content.push('\n');
     }
     Some(files)
+}
+
+/// What a program prints in the server's container; `None` if there is none, or it fails.
+async fn printed(server: &Server, command: ExecCommand, cx: &OpContext) -> Option<String> {
+    let docker = server.container()?;
+    let deadline = Instant::now() + LOOK_TIME;
+    let command = command.with_deadline(Some(deadline.min(cx.deadline.unwrap_or(deadline))));
+    let ran = cx.within(async {
+        let chunks: Vec<_> = docker.exec(command).await?.stdout.try_collect().await?;
+        Ok::<_, AdapterError>(chunks.concat())
+    });
+    String::from_utf8(ran.await.ok()?.ok()?).ok()
 }
 
 fn memory(files: &BTreeMap<String, String>) -> Memory {
@@ -153,15 +158,13 @@ pub(super) async fn check_disk(
     cx: &OpContext,
 ) -> Result<Option<String>, AdapterError> {
     let (Some(dir), Some(runtime)) = (settings.text("dir"), server.runtime()) else { return Ok(None) };
-    let Ok(Some(dir)) = cx.within(runtime.volume_path(Path::new(dir))).await? else { return Ok(None) };
-    let last = settings.text("dbfilename").map(|name| dir.join(name));
-    let looked = spawn_blocking(move || {
-        let disk = rustix::fs::statvfs(&dir).ok()?;
-        let last = last.and_then(|l| std::fs::metadata(l).ok()).map_or(0, |m| m.len());
-        Some((dir, disk.f_bavail.saturating_mul(disk.f_frsize), last))
-    });
-    let Ok(Some((dir, free, last))) = looked.await else { return Ok(None) };
-    let (dir, mib) = (dir.display(), |bytes: u64| bytes >> 20);
+    let name = settings.text("dbfilename").unwrap_or_default();
+    let looked = match cx.within(runtime.volume_path(Path::new(dir))).await? {
+        Ok(Some(here)) => disk(here, name.to_owned()).await,
+        _ => disk_inside(server, dir, name, cx).await,
+    };
+    let Some((dir, free, last)) = looked else { return Ok(None) };
+    let mib = |bytes: u64| bytes >> 20;
     if free < last && !cx.force {
         let message = format!(
             "`{dir}` has {} MiB left, and the last file of Redis took {} MiB: a save that fails may make Redis refuse \
@@ -174,6 +177,34 @@ pub(super) async fn check_disk(
     let used = info.number("used_memory").unwrap_or(0);
     Ok((free < used)
         .then(|| format!("`{dir}` has {} MiB left, and Redis holds {} MiB", mib(free), mib(used))))
+}
+
+/// A folder, the room that is left there, and the size of file `name` in it.
+async fn disk(dir: PathBuf, name: String) -> Option<(String, u64, u64)> {
+    let looked = spawn_blocking(move || {
+        let disk = rustix::fs::statvfs(&dir).ok()?;
+        let last = std::fs::metadata(dir.join(name)).map_or(0, |m| m.len());
+        Some((dir.display().to_string(), disk.f_bavail.saturating_mul(disk.f_frsize), last))
+    });
+    looked.await.ok()?
+}
+
+/// The same where no path of this host leads to it.
+async fn disk_inside(server: &Server, dir: &str, name: &str, cx: &OpContext) -> Option<(String, u64, u64)> {
+    let script = "df -Pk -- \"$1\" && { stat -c %s -- \"$1/$2\" || echo 0; }";
+    let command = ExecCommand::new(["sh", "-c", script, "sh", dir, name]);
+    let (free, last) = room_of(&printed(server, command, cx).await?)?;
+    Some((format!("{dir} (in the container)"), free, last))
+}
+
+/// From what `df -Pk` prints, and a size in a line of its own.
+fn room_of(printed: &str) -> Option<(u64, u64)> {
+    let mut lines = printed.lines().skip(1);
+    // The device may hold blanks, and so may the folder at the end; the share that is used has a sign of its own.
+    let words: Vec<&str> = lines.next()?.split_whitespace().collect();
+    let share = words.iter().position(|w| w.strip_suffix('%').is_some_and(|n| n.parse::<u8>().is_ok()))?;
+    let free: u64 = words.get(share.checked_sub(1)?)?.parse().ok()?;
+    Some((free.saturating_mul(1024), lines.next()?.trim().parse().ok()?))
 }
 
 #[cfg(test)]
@@ -198,6 +229,19 @@ mod tests {
         files.insert(FILES[5].into(), "1000\n".into());
         assert_eq!(memory(&files), Memory { available: Some(2000), to_promise: Some(60 << 10) });
         assert_eq!(memory(&BTreeMap::new()), Memory::default());
+    }
+
+    #[test]
+    fn room_is_read_from_what_df_prints() {
+        let head = "Filesystem     1024-blocks  Used Available Capacity Mounted on";
+        assert_eq!(
+            room_of(&format!("{head}\ntmpfs 5120 3000 2120 59% /odd dir\n3000123\n")),
+            Some((2120 << 10, 3_000_123))
+        );
+        assert_eq!(room_of(&format!("{head}\n//nas/a b 9 9 0 100% /data\n0\n")), Some((0, 0)));
+        for odd in ["", head, "a\nb\nc", &format!("{head}\ntmpfs 5120 3000 2120 59% /data\n")] {
+            assert_eq!(room_of(odd), None, "{odd}");
+        }
     }
 
     #[test]

@@ -29,6 +29,10 @@ const RETRY_PAUSE: Duration = Duration::from_millis(500);
 /// The length of the mark that ends a snapshot whose length is not known beforehand.
 const MARK: usize = 40;
 
+/// The server has no second process for its snapshot.
+pub(super) const NO_CHILD: &str =
+    "could not make a child process: too little memory, or too few processes allowed";
+
 /// How the server announced its snapshot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Payload {
@@ -71,7 +75,10 @@ pub(super) async fn begin(mut conn: Conn, cx: &OpContext) -> Result<Link, Adapte
         conn.ask(cx, &args).await?;
     }
     let asked = cx.clock.now();
+    // Early enough to tell what was waited for.
+    let last = cx.deadline.and_then(|d| d.checked_sub(RETRY_PAUSE * 2));
     let give_up = Instant::now() + RETRY;
+    let give_up = last.map_or(give_up, |last| give_up.min(last));
     let mut command: &[&str] = &["PSYNC", "?", "-1"];
     loop {
         let answer = ask_for_snapshot(&mut conn, cx, command).await?;
@@ -87,6 +94,8 @@ pub(super) async fn begin(mut conn: Conn, cx: &OpContext) -> Result<Link, Adapte
             cx.within(sleep(RETRY_PAUSE)).await?;
         } else if is(&["NOPERM", "ERR unknown", "ERR Unknown"]) && command.len() > 1 {
             command = &["SYNC"];
+        } else if refusal.contains("BGSAVE failed") {
+            return Err(conn.trouble(AdapterErrorKind::Other, &format!("{NO_CHILD}: its log tells why")));
         } else if is(&["NOPERM"]) {
             return Err(not_allowed(&conn));
         } else {

@@ -13,11 +13,11 @@ const IMAGE: &str = "backup-test/redis:7";
 static NUMBER: AtomicU32 = AtomicU32::new(0);
 
 /// A container that is removed with its volumes when this is dropped.
-struct Container {
-    name: String,
+pub(crate) struct Container {
+    pub(crate) name: String,
 }
 
-fn docker(args: &[&str]) -> String {
+pub(crate) fn docker(args: &[&str]) -> String {
     let done = Command::new("docker").args(args).output().unwrap();
     assert!(done.status.success(), "docker {args:?}: {}", String::from_utf8_lossy(&done.stderr));
     String::from_utf8_lossy(&done.stdout).trim().to_owned()
@@ -25,11 +25,11 @@ fn docker(args: &[&str]) -> String {
 
 impl Container {
     /// A server with a password that is in the container's environment, and three keys.
-    fn start(options: &[&str], command: &[&str]) -> Self {
+    pub(crate) fn start(options: &[&str], command: &[&str]) -> Self {
         let n = NUMBER.fetch_add(1, Ordering::Relaxed);
         let container = Self { name: format!("backup-test-{}-{n}-redis", std::process::id()) };
         let label = format!("backup-test={}", std::process::id());
-        let mut args = vec!["run", "-d", "--rm", "--name", &container.name, "--label", &label];
+        let mut args = vec!["run", "-d", "--name", &container.name, "--label", &label];
         let password = format!("REDIS_PASSWORD={CANARY}");
         args.extend(["-e", &password]);
         args.extend_from_slice(options);
@@ -37,11 +37,7 @@ impl Container {
         args.extend(["--repl-diskless-sync-delay", "0"]);
         args.extend_from_slice(command);
         docker(&args);
-        wait_for("the server", || {
-            let ping = ["exec", &container.name, "redis-cli", "PING"];
-            String::from_utf8_lossy(&Command::new("docker").args(ping).output().unwrap().stdout)
-                .contains("PONG")
-        });
+        container.wait_until_up();
         for key in ["a", "b", "c"] {
             container.cli(&["SET", key, "1"]);
         }
@@ -49,7 +45,7 @@ impl Container {
         container
     }
 
-    fn wait_until_up(&self) {
+    pub(crate) fn wait_until_up(&self) {
         wait_for("the server", || {
             let ping = ["exec", &self.name, "redis-cli", "PING"];
             let output = Command::new("docker").args(ping).output().unwrap();
@@ -57,14 +53,14 @@ impl Container {
         });
     }
 
-    fn cli(&self, args: &[&str]) -> String {
+    pub(crate) fn cli(&self, args: &[&str]) -> String {
         let secret = format!("REDISCLI_AUTH={CANARY}");
         let mut all = vec!["exec", "-e", &secret, &self.name, "redis-cli"];
         all.extend_from_slice(args);
         docker(&all)
     }
 
-    fn adapter(&self, keys: &str) -> Arc<dyn ServiceAdapter> {
+    pub(crate) fn adapter(&self, keys: &str) -> Arc<dyn ServiceAdapter> {
         let name = &self.name;
         adapter(&format!("container = '{name}'\npassword = {{ container_env = 'REDIS_PASSWORD' }}\n{keys}"))
     }
@@ -76,7 +72,7 @@ impl Drop for Container {
     }
 }
 
-async fn three_keys_come(container: &Container, mode: &str) {
+pub(crate) async fn three_keys_come(container: &Container, mode: &str) {
     let taken = captured(&*container.adapter(&format!("capture = '{mode}'"))).await.unwrap();
     assert_eq!(counts(&taken)["keys"], 3, "{mode}");
     assert_eq!(taken.report.image.as_ref().map(|i| i.name.as_str()), Some(IMAGE));

@@ -2,9 +2,11 @@
 #![cfg(feature = "redis")]
 #![expect(clippy::unwrap_used, reason = "helpers of tests, too, fail by panicking")]
 
+mod accidents;
 mod bgsave;
 mod conformance;
 mod container;
+mod faults;
 mod link;
 mod rights;
 mod snapshot;

@@ -62,10 +62,15 @@ impl Server {
 
     /// Kills it with its children, and starts it again over what lies in its folder.
     pub(crate) fn restart(&mut self) {
+        self.begin_restart();
+        self.wait_until_up();
+    }
+
+    /// The same, without waiting until it has loaded its data.
+    pub(crate) fn begin_restart(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
         self.child = spawn(self.dir.path(), &self.settings);
-        self.wait_until_up();
     }
 
     /// What `redis-cli` prints for a command.
