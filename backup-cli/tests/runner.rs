@@ -12,6 +12,8 @@ mod help;
 mod interrupted;
 mod json;
 mod kills;
+mod redis;
+mod redis_kills;
 mod restore;
 mod retention;
 mod streams;
