@@ -76,12 +76,17 @@ async fn plan_wire(server: &Server, cx: &OpContext, backup: &Metadata) -> Result
     let mut conn = server.connect(cx).await?;
     let live = Info::read(&mut conn, cx).await?;
     refuse(cx, &mut conn, &live).await?;
+    refuse_without_command(server, cx, &mut conn).await?;
     let missing = missing_rights(cx, &mut conn).await?;
     if !missing.is_empty() {
         let user = server.username.as_deref().unwrap_or("default");
         return Err(AdapterError::new(
             AdapterErrorKind::PermissionDenied,
-            format!("user `{user}` may not restore over the wire: ACL SETUSER {user} {}", missing.join(" ")),
+            format!(
+                "user `{user}` may not restore over the wire: ACL SETUSER {user} {}{}",
+                missing.join(" "),
+                or_by_file(server)
+            ),
         ));
     }
     let job = Job {
@@ -112,6 +117,35 @@ async fn plan_wire(server: &Server, cx: &OpContext, backup: &Metadata) -> Result
     }];
     let token = StepToken::new(&Token::Wire(job))?;
     Ok(RestorePlan { target: RestoreTarget::Live, steps, replaces, space: needs, token })
+}
+
+/// What to say where the wire is closed: never taken without being asked for, because it stops the server.
+pub(super) fn or_by_file(server: &Server) -> &'static str {
+    match server.container().is_some() || server.unit.is_some() {
+        true => "; or set `restore = \"file\"`, which stops the server for as long as it takes",
+        false => "",
+    }
+}
+
+/// A server may have its commands renamed, so that nobody makes it follow another by mistake.
+async fn refuse_without_command(
+    server: &Server,
+    cx: &OpContext,
+    conn: &mut super::conn::Conn,
+) -> Result<(), AdapterError> {
+    use super::resp::Reply;
+    let known = conn.ask(cx, &["COMMAND", "INFO", "REPLICAOF"]).await?;
+    let unknown = match known.items() {
+        [Reply::Array(facts)] => facts.is_empty(),
+        [one] => *one == Reply::Bulk(None),
+        // Whoever may not ask finds out when it is done.
+        _ => false,
+    };
+    if unknown {
+        let what = "does not know REPLICAOF, which a restore over the wire needs: renamed or disabled there";
+        return Err(conn.trouble(AdapterErrorKind::Unsupported, &format!("{what}{}", or_by_file(server))));
+    }
+    Ok(())
 }
 
 /// When the data was changed last, as far as the server tells: after its last save, or before.

@@ -37,6 +37,7 @@ use super::facts::Info;
 use super::kept;
 use super::live::refuse;
 use super::rdb::Summary;
+use super::restore::or_by_file;
 use super::serve::{Admission, Primary, Replica};
 
 pub(super) use self::recover::{bring_back, history};
@@ -278,7 +279,7 @@ impl Attempt<'_> {
             self.cx.check_alive()?;
             let calm = calm(self.cx, limit);
             phase(self.cx, "making the server follow us");
-            let mut replica = join(&calm, conn, primary).await?;
+            let mut replica = join(&calm, self.server, conn, primary).await?;
             self.refuse_writes(&calm, conn, &fence, &before).await?;
             let found = install(&calm, conn, &mut replica, self.job, self.file).await?;
             promote(&calm, conn, replica).await?;
@@ -320,7 +321,12 @@ impl Attempt<'_> {
 }
 
 /// Makes the server follow our port, and waits until it asks for the data.
-async fn join(cx: &OpContext, conn: &mut Conn, primary: &Primary) -> Result<Replica, AdapterError> {
+async fn join(
+    cx: &OpContext,
+    server: &Server,
+    conn: &mut Conn,
+    primary: &Primary,
+) -> Result<Replica, AdapterError> {
     let at = primary.address();
     conn.call(cx, &["REPLICAOF", &at.ip().to_string(), &at.port().to_string()]).await?;
     match cx.within(timeout(JOIN_TIME, primary.admit())).await? {
@@ -328,9 +334,10 @@ async fn join(cx: &OpContext, conn: &mut Conn, primary: &Primary) -> Result<Repl
         Err(_) => {
             let what = format!(
                 "`{}` did not connect to {at} within {} s: a restore over the wire needs a way from the server to this host \
-                 (its log tells more)",
+                 (its log tells more){}",
                 cx.service,
-                JOIN_TIME.as_secs()
+                JOIN_TIME.as_secs(),
+                or_by_file(server)
             );
             Err(AdapterError::new(AdapterErrorKind::Unavailable, what))
         }

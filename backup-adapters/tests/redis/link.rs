@@ -9,7 +9,9 @@ use backup_core::testkit::adapter_suite::capture;
 use backup_core::{AdapterErrorKind, ArtifactBody, CheckPurpose, ReadOutcome, chain};
 use futures::StreamExt;
 
-use crate::support::{CANARY, Server, adapter, bench, captured, checked_file, counts, free_port, wait_for};
+use crate::support::{
+    CANARY, Server, adapter, bench, captured, certificates, checked_file, counts, free_port, wait_for,
+};
 
 #[tokio::test]
 #[ignore = "needs redis-server"]
@@ -188,26 +190,6 @@ async fn a_fast_store_needs_no_spool() {
     assert_eq!(counts(&captured)["keys"], 200);
     let spooled = captured.report.evidence.notes.get("spooled_bytes");
     assert!(spooled.is_none_or(|n| n.parse::<u64>().unwrap() < 50 << 20), "{spooled:?}");
-}
-
-/// An authority, and a certificate for `localhost`, made with OpenSSL.
-fn certificates(dir: &std::path::Path) {
-    let openssl = |args: &str| {
-        let output = Command::new("openssl").args(args.split(' ')).current_dir(dir).output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    };
-    std::fs::write(dir.join("ext"), "subjectAltName=DNS:localhost,IP:127.0.0.1").unwrap();
-    openssl(
-        "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout ca.key -out ca.crt -days 2 -subj /CN=test-ca",
-    );
-    for name in ["server", "client"] {
-        openssl(&format!(
-            "req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout {name}.key -out {name}.csr -subj /CN={name}"
-        ));
-        openssl(&format!(
-            "x509 -req -in {name}.csr -CA ca.crt -CAkey ca.key -CAcreateserial -out {name}.crt -days 2 -extfile ext"
-        ));
-    }
 }
 
 #[tokio::test]

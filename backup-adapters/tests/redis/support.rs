@@ -32,8 +32,13 @@ pub(crate) struct Server {
 impl Server {
     /// A server with `settings` besides the usual ones of a test, one a line as in `redis.conf`.
     pub(crate) fn start(settings: &str) -> Self {
+        Self::start_by(&["redis-server"], settings)
+    }
+
+    /// The same by another command.
+    pub(crate) fn start_by(program: &[&str], settings: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let child = spawn(dir.path(), settings);
+        let child = spawn(dir.path(), settings, program);
         let server = Self { dir, child, settings: settings.to_owned() };
         server.wait_until_up();
         server
@@ -70,7 +75,7 @@ impl Server {
     pub(crate) fn begin_restart(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
-        self.child = spawn(self.dir.path(), &self.settings);
+        self.child = spawn(self.dir.path(), &self.settings, &["redis-server"]);
     }
 
     /// What `redis-cli` prints for a command.
@@ -122,7 +127,7 @@ impl Drop for Server {
     }
 }
 
-fn spawn(dir: &Path, settings: &str) -> Child {
+fn spawn(dir: &Path, settings: &str, program: &[&str]) -> Child {
     let mut config = String::new();
     let dir = dir.canonicalize().unwrap();
     writeln!(config, "dir {}\nunixsocket {}/redis.sock", dir.display(), dir.display()).unwrap();
@@ -132,7 +137,8 @@ fn spawn(dir: &Path, settings: &str) -> Child {
     config.push_str(settings);
     std::fs::write(dir.join("redis.conf"), config).unwrap();
     let log = File::create(dir.join("log")).unwrap();
-    Command::new("redis-server")
+    Command::new(program[0])
+        .args(&program[1..])
         .arg(dir.join("redis.conf"))
         .stdin(Stdio::null())
         .stderr(log.try_clone().unwrap())
@@ -219,4 +225,24 @@ pub(crate) fn checked_file(captured: &Captured, dir: &Path) -> PathBuf {
     let output = Command::new("redis-check-rdb").arg(&path).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
     path
+}
+
+/// An authority, and a certificate for `localhost`, made with OpenSSL.
+pub(crate) fn certificates(dir: &Path) {
+    let openssl = |args: &str| {
+        let output = Command::new("openssl").args(args.split(' ')).current_dir(dir).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    };
+    std::fs::write(dir.join("ext"), "subjectAltName=DNS:localhost,IP:127.0.0.1").unwrap();
+    openssl(
+        "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout ca.key -out ca.crt -days 2 -subj /CN=test-ca",
+    );
+    for name in ["server", "client"] {
+        openssl(&format!(
+            "req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout {name}.key -out {name}.csr -subj /CN={name}"
+        ));
+        openssl(&format!(
+            "x509 -req -in {name}.csr -CA ca.crt -CAkey ca.key -CAcreateserial -out {name}.crt -days 2 -extfile ext"
+        ));
+    }
 }

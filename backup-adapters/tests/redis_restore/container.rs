@@ -1,9 +1,13 @@
 //! Restores of servers in containers, of every version that there is an image of: over the wire, which crosses the
 //! bridge, and by their files.
 
+use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpStream;
 use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
 
 use backup_core::{RestoreTarget, ServiceAdapter, chain};
 
@@ -154,6 +158,89 @@ async fn every_version_by_its_files() {
         for settings in PERSISTENCE {
             round_trip(server, settings, "file").await;
         }
+    }
+}
+
+/// Sets `w:<n>` one after the other, reconnecting as long as it takes; gives those that were acknowledged.
+fn write_until(container: &str, stop: &AtomicBool) -> BTreeSet<u64> {
+    let (mut acknowledged, mut n) = (BTreeSet::new(), 0);
+    while !stop.load(Ordering::Relaxed) {
+        let ip = docker(&["inspect", "-f", "{{.NetworkSettings.IPAddress}}", container]);
+        let Ok(mut stream) = TcpStream::connect((ip.as_str(), 6379)) else { continue };
+        stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        let mut answers = BufReader::new(stream.try_clone().unwrap());
+        let mut ask = |command: &str| {
+            let mut answer = String::new();
+            let asked = stream.write_all(command.as_bytes()).and_then(|()| answers.read_line(&mut answer));
+            asked.is_ok_and(|n| n > 0).then_some(answer)
+        };
+        if ask(&format!("AUTH {CANARY}\r\n")).is_none() {
+            continue;
+        }
+        while !stop.load(Ordering::Relaxed) {
+            n += 1;
+            match ask(&format!("SET w:{n} {n}\r\n")) {
+                Some(answer) if answer.starts_with("+OK") => drop(acknowledged.insert(n)),
+                Some(_) => {}
+                None => break,
+            }
+        }
+    }
+    acknowledged
+}
+
+impl Container {
+    fn written(&self) -> BTreeSet<u64> {
+        let keys = self.cli(&["--scan", "--pattern", "w:*"]);
+        keys.lines().filter_map(|k| k.strip_prefix("w:")?.parse().ok()).collect()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs Docker"]
+async fn by_its_files_under_a_writer_no_acknowledged_write_is_lost() {
+    for server in [SERVERS[0], SERVERS[1]] {
+        for settings in [PERSISTENCE[0], PERSISTENCE[1]] {
+            let what = format!("{} {settings:?}", server.0);
+            let container = Container::start(server, settings);
+            let adapter = container.adapter("restore = 'file'");
+            container.seed("backup", 500);
+            let backup = captured(&*adapter).await.unwrap();
+            container.cli(&["FLUSHALL"]);
+            let stop = Arc::new(AtomicBool::new(false));
+            let (name, stopped) = (container.name.clone(), Arc::clone(&stop));
+            let writer = std::thread::spawn(move || write_until(&name, &stopped));
+            let guard = Stop(stop);
+            wait_for("the writer", || container.written().len() > 200);
+            let cx = with_secrets(bench().cx());
+            let (plan, token) = staged(&*adapter, &cx, &backup).await.unwrap();
+            let switched = adapter.switch(&cx, &plan, &token).await;
+            let switched = switched
+                .unwrap_or_else(|e| panic!("{what}: {}\n{}", chain(&e), docker(&["logs", &container.name])));
+            let so_far = container.written().len();
+            wait_for("the writer to go on", || container.written().len() > so_far + 50);
+            drop(guard);
+            let acknowledged = tokio::task::block_in_place(|| writer.join().unwrap());
+            assert_eq!(container.cli(&["GET", "backup:500"]), "value 500", "{what}");
+            let after = container.written();
+            let mut later = with_secrets(next_process(&cx));
+            later.timestamp = cx.timestamp.next();
+            adapter.undo(&later, &switched).await.unwrap();
+            let before = container.written();
+            let lost: Vec<_> =
+                acknowledged.iter().filter(|n| !before.contains(n) && !after.contains(n)).collect();
+            assert!(lost.is_empty(), "{what}: {} of {} are lost: {lost:?}", lost.len(), acknowledged.len());
+            assert!(before.len() > 200 && before.is_disjoint(&after), "{what}");
+        }
+    }
+}
+
+/// Ends a writer, also if its test has failed.
+struct Stop(Arc<AtomicBool>);
+
+impl Drop for Stop {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 

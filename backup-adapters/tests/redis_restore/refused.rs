@@ -103,6 +103,31 @@ async fn users_without_the_rights() {
 
 #[tokio::test]
 #[ignore = "needs redis-server"]
+async fn servers_without_the_command_and_never_another_way_unasked() {
+    let server = Server::start("rename-command REPLICAOF \"\"\n");
+    server.cli(&["SET", "a", "1"]);
+    let before = digest(&server);
+    refused(&server, "", &server, AdapterErrorKind::Unsupported, "does not know REPLICAOF").await;
+    // The other way is named where there is one, and not taken.
+    refused(&server, "unit = 'r'", &server, AdapterErrorKind::Unsupported, "restore = \"file\"").await;
+    assert_eq!(digest(&server), before);
+}
+
+#[tokio::test]
+#[ignore = "needs redis-server and the right to make name spaces"]
+async fn servers_that_find_no_way_to_us() {
+    // Its socket is all that leads into its network.
+    let server = Server::start_by(&["unshare", "--net", "redis-server"], "appendonly yes\n");
+    crate::common::seed(&server, "old", 100);
+    let before = digest(&server);
+    refused(&server, "unit = 'r'", &server, AdapterErrorKind::Unavailable, "needs a way from the server")
+        .await;
+    assert_eq!(digest(&server), before);
+    assert_eq!(server.cli(&["SET", "probe", "1"]), "OK");
+}
+
+#[tokio::test]
+#[ignore = "needs redis-server"]
 async fn files_that_the_server_cannot_load() {
     let newer = Server::start("rdbchecksum no\n");
     newer.cli(&["SET", "a", "1"]);

@@ -3,7 +3,7 @@ use std::sync::Arc;
 use backup_core::{OpContext, RestoreTarget, chain};
 
 use crate::common::{BOTH, Scene, Told, digest, entries, seed, staged};
-use crate::support::{CANARY, Server, bench, captured, free_port, with_secrets};
+use crate::support::{CANARY, Server, bench, captured, certificates, free_port, with_secrets};
 
 #[tokio::test]
 #[ignore = "needs redis-server"]
@@ -84,6 +84,46 @@ async fn over_tcp_with_a_password_that_never_shows() {
     assert!(!shown.contains(CANARY), "{shown}");
     let log = std::fs::read_to_string(server.file("log")).unwrap();
     assert!(!log.contains(CANARY), "{log}");
+}
+
+#[tokio::test]
+#[ignore = "needs redis-server and openssl"]
+async fn a_server_that_speaks_tls_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    certificates(dir.path());
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    for replication in ["yes", "no"] {
+        let port = free_port();
+        let mut server = Server::start(&format!(
+            "tls-port {port}\ntls-cert-file {}\ntls-key-file {}\ntls-ca-cert-file {}\ntls-replication {replication}\n\
+             requirepass {CANARY}\nappendonly yes\n",
+            path("server.crt"),
+            path("server.key"),
+            path("ca.crt")
+        ));
+        let adapter = crate::support::adapter(&format!(
+            "host = 'localhost'\nport = {port}\npassword = {{ env = 'CANARY' }}\nca = '{}'\ncert = '{}'\nkey = '{}'",
+            path("ca.crt"),
+            path("client.crt"),
+            path("client.key")
+        ));
+        seed(&server, "backup", 1000);
+        let restored = digest(&server);
+        let backup = captured(&*adapter).await.unwrap();
+        server.cli(&["FLUSHALL"]);
+        seed(&server, "old", 300);
+        let old = digest(&server);
+        let cx = with_secrets(bench().cx());
+        let (plan, token) = staged(&*adapter, &cx, &backup).await.unwrap();
+        let switched = adapter.switch(&cx, &plan, &token).await.unwrap();
+        assert_eq!(digest(&server), restored);
+        let setting = || server.cli(&["CONFIG", "GET", "tls-replication"]);
+        assert!(setting().ends_with(replication), "{}", setting());
+        server.restart();
+        assert_eq!(digest(&server), restored);
+        adapter.undo(&with_secrets(later(&cx)), &switched).await.unwrap();
+        assert_eq!(digest(&server), old);
+    }
 }
 
 #[tokio::test]

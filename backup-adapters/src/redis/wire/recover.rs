@@ -179,7 +179,7 @@ async fn put_back_old(
     let primary = Primary::bind(reach.ip, admission).await?;
     settings.apply(cx, conn).await?;
     let back = Job { file: job.kept.clone(), id: history(&format!("{}/old", job.id)), ..job.clone() };
-    let mut replica = join(cx, conn, &primary).await?;
+    let mut replica = join(cx, server, conn, &primary).await?;
     install(cx, conn, &mut replica, &back, &summary).await?;
     promote(cx, conn, replica).await?;
     if let Err(e) = persist::persist(cx, conn).await {
