@@ -68,10 +68,15 @@ impl Host {
         host
     }
 
-    /// Kills the server, and starts it over its files.
-    pub(crate) fn restart_server(&mut self) {
+    /// Kills the server.
+    pub(crate) fn stop_server(&mut self) {
         self.server.kill().unwrap();
         self.server.wait().unwrap();
+    }
+
+    /// Kills it, and starts it over its files.
+    pub(crate) fn restart_server(&mut self) {
+        self.stop_server();
         self.server = spawn(self.dir.path());
         until("the server", || self.cli(&["PING"]) == "PONG");
     }

@@ -14,6 +14,7 @@ mod json;
 mod kills;
 mod redis;
 mod redis_kills;
+mod redis_unit;
 mod restore;
 mod retention;
 mod streams;

@@ -7,7 +7,7 @@ use std::net::TcpStream;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use backup_core::{RestoreTarget, ServiceAdapter, chain};
 
@@ -159,6 +159,30 @@ async fn every_version_by_its_files() {
             round_trip(server, settings, "file").await;
         }
     }
+}
+
+#[tokio::test]
+#[ignore = "needs Docker"]
+async fn a_server_that_takes_long_to_save_is_not_cut_off() {
+    let container = Container::start(SERVERS[1], PERSISTENCE[2]);
+    let adapter = container.adapter("restore = 'file'");
+    let restored = container.seed("backup", 100);
+    let backup = captured(&*adapter).await.unwrap();
+    container.cli(&["FLUSHALL"]);
+    let old = container.seed("old", 1200);
+    // Longer than the engine waits by itself when it stops a container, which is 10 s.
+    container.cli(&["CONFIG", "SET", "rdb-key-save-delay", "10000"]);
+    let (cx, begun) = (with_secrets(bench().cx()), Instant::now());
+    let (plan, token) = staged(&*adapter, &cx, &backup).await.unwrap();
+    let switched = adapter.switch(&cx, &plan, &token).await.unwrap();
+    assert!(begun.elapsed() > Duration::from_secs(12), "{:?}", begun.elapsed());
+    let ended = docker(&["logs", &container.name]);
+    assert!(ended.contains("Redis is now ready to exit"), "{ended}");
+    assert_eq!(container.digest(), restored);
+    let mut later = with_secrets(next_process(&cx));
+    later.timestamp = cx.timestamp.next();
+    adapter.undo(&later, &switched).await.unwrap();
+    assert_eq!(container.digest(), old);
 }
 
 /// Sets `w:<n>` one after the other, reconnecting as long as it takes; gives those that were acknowledged.
