@@ -1,4 +1,4 @@
-//! What the README says is so: its configurations are valid, and the tests and files that it names exist.
+//! What the README and its companions say is so: configurations are valid, and the tests and files that they name exist.
 #![expect(clippy::unwrap_used, reason = "helpers of tests, too, fail by panicking")]
 
 use std::path::Path;
@@ -7,6 +7,7 @@ use backup_core::config::Config;
 
 const README: &str = include_str!("../../README.md");
 const ARCHITECTURE: &str = include_str!("../../ARCHITECTURE.md");
+const TRAPS: &str = include_str!("../../docs/traps.md");
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
@@ -45,8 +46,10 @@ async fn every_store_opens() {
 
 #[test]
 fn every_test_that_is_named_exists() {
-    let named: Vec<(&str, &str)> = in_backticks(README).filter_map(|word| word.split_once(".rs::")).collect();
-    assert!(named.len() > 20, "{named:?}");
+    for text in [README, TRAPS] {
+        assert!(in_backticks(text).filter(|word| word.contains(".rs::")).count() > 20);
+    }
+    let named = in_backticks(README).chain(in_backticks(TRAPS)).filter_map(|word| word.split_once(".rs::"));
     for (file, test) in named {
         let path = root().join(format!("{file}.rs"));
         let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));

@@ -10,7 +10,7 @@ use std::time::Duration;
 use backup_core::testkit::adapter_suite::capture;
 use backup_core::{AdapterErrorKind, chain};
 
-use crate::support::{Server, adapter, bench, captured, checked_file, counts, wait_for};
+use crate::support::{Server, adapter, bench, captured, checked_file, counts, free_port, wait_for};
 
 /// Each key delays a save by 2 ms.
 const SLOW: &str = "rdb-key-save-delay 2000\n";
@@ -113,6 +113,15 @@ async fn a_snapshot_whose_process_is_killed_is_an_error() {
         let taken = captured(&*server.adapter(&format!("capture = '{mode}'"))).await.unwrap();
         assert_eq!(counts(&taken)["keys"], 500);
     }
+}
+
+#[tokio::test]
+#[ignore = "needs redis-server"]
+async fn a_node_of_a_cluster_is_told_to_be_one() {
+    let server = Server::start(&format!("port {}\ncluster-enabled yes\n", free_port()));
+    let taken = captured(&*server.adapter("")).await.unwrap();
+    let warnings = taken.report.warnings.join("\n");
+    assert!(warnings.contains("one node of a cluster"), "{warnings}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
