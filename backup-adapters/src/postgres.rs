@@ -29,6 +29,7 @@ mod dir;
 mod discover;
 mod dump;
 mod evidence;
+mod exchange;
 mod facts;
 mod fault;
 mod format;
@@ -48,6 +49,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use backup_core::runtime::{InterruptionEntry, InterruptionKind, Replay};
 use backup_core::{
     AdapterConfig, AdapterError, ArtifactMeta, BackupSource, BuildContext, Capabilities, CheckPurpose,
     ConfigError, ContentCheck, DiscoverContext, Discovery, Evidence, HandContext, HandStep, Leftover,
@@ -286,5 +288,14 @@ impl ServiceAdapter for Postgres {
 
     async fn reclaim(&self, cx: &OpContext, dead: &[RunId]) -> Result<Vec<String>, AdapterError> {
         capture::reclaim(&self.settings, cx, dead).await
+    }
+
+    async fn bring_back(&self, cx: &OpContext, entry: &InterruptionEntry) -> Result<Replay, AdapterError> {
+        match &entry.kind {
+            InterruptionKind::Other { token, .. } => {
+                exchange::bring_back(&self.settings, cx, entry, token).await
+            }
+            _ => Err(AdapterError::unsupported("`postgres` does not know this kind of interruption")),
+        }
     }
 }

@@ -12,7 +12,7 @@ pub(super) struct Failure {
 /// Parts of messages, the kind of trouble they tell of, and what to do. The first that matches counts.
 ///
 /// Messages of the server come in its own language (`lc_messages`): unknown ones keep their text.
-const KNOWN: [(&str, AdapterErrorKind, &str); 25] = [
+const KNOWN: [(&str, AdapterErrorKind, &str); 26] = [
     ("password authentication failed", AdapterErrorKind::PermissionDenied, "check `user` and `password`"),
     ("no password supplied", AdapterErrorKind::PermissionDenied, "set `password`"),
     (
@@ -21,6 +21,11 @@ const KNOWN: [(&str, AdapterErrorKind, &str); 25] = [
         "set `run_as` to the operating system's user of that name",
     ),
     ("no pg_hba.conf entry", AdapterErrorKind::PermissionDenied, "allow this role in pg_hba.conf"),
+    (
+        "is not currently accepting connections",
+        AdapterErrorKind::PermissionDenied,
+        "open it: `ALTER DATABASE … ALLOW_CONNECTIONS true`",
+    ),
     ("role \"", AdapterErrorKind::Other, ""),
     (
         "Snapshot too old",

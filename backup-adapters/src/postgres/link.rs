@@ -37,6 +37,8 @@ pub(super) struct Link {
     pub(super) cx: OpContext,
     env: Vec<(String, Secret)>,
     run_as: Option<String>,
+    /// Whether the programs run in a container.
+    pub(super) in_container: bool,
     /// The database for questions about the whole server.
     pub(super) home: String,
 }
@@ -82,6 +84,7 @@ impl Link {
             cx: cx.clone(),
             env,
             run_as: settings.run_as.clone(),
+            in_container: docker.is_some(),
             home: "postgres".to_owned(),
         };
         link.programs = programs::find(&link, settings).await?;
@@ -90,6 +93,14 @@ impl Link {
             programs::match_server(&mut link, settings).await?;
         }
         Ok(link)
+    }
+
+    /// The same where work must not be broken off any more.
+    pub(super) fn calm(&self, limit: Duration) -> Self {
+        let mut link = self.clone();
+        link.cx.cancel = tokio_util::sync::CancellationToken::new();
+        link.cx.deadline = Some(Instant::now() + limit);
+        link
     }
 
     /// Tries the places where the server may listen, and the databases that it may have.

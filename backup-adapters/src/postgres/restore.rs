@@ -257,9 +257,7 @@ pub(super) async fn stage(
             let loaded = Loader { settings, link: &link, source }.all(&mut staged).await;
             if let Err(error) = loaded {
                 // The first error tells more; what is left is found again by the plan.
-                let mut link = link.clone();
-                link.cx.cancel = tokio_util::sync::CancellationToken::new();
-                link.cx.deadline = Some(tokio::time::Instant::now() + std::time::Duration::from_secs(30));
+                let link = link.calm(std::time::Duration::from_secs(30));
                 for item in &staged.databases {
                     if let Err(second) = drop_database(&link, &item.staged).await {
                         tracing::debug!(%second, "A staged database was left.");

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::facts::ServerFacts;
 use super::link::Link;
 use super::sql::{ident, literal, suffixed};
-use super::{Flavor, Settings};
+use super::{Flavor, Settings, exchange};
 
 /// What a restore into a server remembers.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -46,10 +46,10 @@ pub(super) struct Item {
 
 /// A database shall have this name, and let anybody in or not.
 #[derive(Debug, Clone)]
-struct Move {
-    oid: u64,
-    to: String,
-    open: bool,
+pub(super) struct Move {
+    pub(super) oid: u64,
+    pub(super) to: String,
+    pub(super) open: bool,
 }
 
 /// What a database that is kept aside is called.
@@ -120,7 +120,7 @@ pub(super) async fn undo(settings: &Settings, cx: &OpContext, plan: Plan) -> Res
 }
 
 /// Gives databases their names. In PostgreSQL all at once, in one transaction that a crash undoes; where such statements
-/// are no part of transactions (YugabyteDB), one after the other. Names that are right already stay: it can be repeated.
+/// are no part of transactions (YugabyteDB), one after the other (`exchange`). Names that are right already stay: it can be repeated.
 async fn arrange(
     settings: &Settings,
     link: &Link,
@@ -146,7 +146,7 @@ async fn arrange(
     }
     let names: Vec<&str> = pending.iter().map(|(now, _)| now.name.as_str()).collect();
     let home = home_besides(link, &names);
-    let renames = renames(&pending, &suffixed("exchange", &format!("_{}", link.cx.run_id)));
+    let renames = renames(&pending, &spare_prefix(link));
     let mut statements: Vec<String> = renames
         .iter()
         .map(|(from, to)| format!("ALTER DATABASE {} RENAME TO {}", ident(from), ident(to)))
@@ -174,12 +174,17 @@ async fn arrange(
             };
             renamed.map(drop).map_err(|f| f.explain("cannot exchange the databases"))
         }
-        Flavor::Yugabyte => one_by_one(link, home, &pending, statements).await,
+        Flavor::Yugabyte => exchange::one_by_one(link, home, &pending, statements).await,
     }
 }
 
+/// What names begin with that exist only within an exchange.
+pub(super) fn spare_prefix(link: &Link) -> String {
+    suffixed("exchange", &format!("_{}", link.cx.run_id))
+}
+
 /// The renames in an order in which each name is free when it is taken; two that exchange their names need a third one.
-fn renames(pending: &[(super::facts::Database, Move)], spare: &str) -> Vec<(String, String)> {
+pub(super) fn renames(pending: &[(super::facts::Database, Move)], spare: &str) -> Vec<(String, String)> {
     let mut todo: Vec<(String, &str)> = pending
         .iter()
         .filter(|(now, wanted)| now.name != wanted.to)
@@ -203,52 +208,18 @@ fn renames(pending: &[(super::facts::Database, Move)], spare: &str) -> Vec<(Stri
     out
 }
 
-async fn one_by_one(
-    link: &Link,
-    home: &str,
-    pending: &[(super::facts::Database, Move)],
-    statements: Vec<String>,
-) -> Result<(), AdapterError> {
-    let named: Vec<(u64, String)> = pending.iter().map(|(now, _)| (now.oid, now.name.clone())).collect();
-    let close =
-        pending.iter().map(|(now, _)| format!("ALTER DATABASE {} ALLOW_CONNECTIONS false", ident(&now.name)));
-    let opened = pending.iter().filter(|(_, wanted)| wanted.open);
-    let open =
-        opened.map(|(_, wanted)| format!("ALTER DATABASE {} ALLOW_CONNECTIONS true", ident(&wanted.to)));
-    let all: Vec<String> = close.chain(statements).chain(open).collect();
-    for statement in all {
-        let changed = tokio::select! {
-            biased;
-            changed = link.query(home, &statement) => changed,
-            error = terminating(link, home, &named) => Err(error),
-        };
-        let Err(failure) = changed else { continue };
-        let error = failure.explain("cannot exchange the databases");
-        // What was live becomes so again: under its name, open.
-        for (now, wanted) in pending.iter().rev() {
-            let back = format!("ALTER DATABASE {} RENAME TO {}", ident(&wanted.to), ident(&now.name));
-            let open =
-                format!("ALTER DATABASE {} ALLOW_CONNECTIONS {}", ident(&now.name), now.allows_connections);
-            for statement in [back, open] {
-                if let Err(failure) = link.query(home, &statement).await {
-                    // It had not come so far: then there is nothing to take back.
-                    tracing::debug!(?failure, "A step of an exchange was not taken back.");
-                }
-            }
-        }
-        return Err(error);
-    }
-    Ok(())
-}
-
 /// A database to work from that is none of `names`.
-fn home_besides<'a>(link: &'a Link, names: &[&str]) -> &'a str {
+pub(super) fn home_besides<'a>(link: &'a Link, names: &[&str]) -> &'a str {
     let free = |home: &&str| !names.contains(home);
     [link.home.as_str(), "postgres", "template1"].into_iter().find(free).unwrap_or(&link.home)
 }
 
 /// Ends the sessions of these databases again and again until it is dropped; returns only if it cannot.
-async fn terminating(link: &Link, home: &str, databases: &[(u64, String)]) -> super::fault::Failure {
+pub(super) async fn terminating(
+    link: &Link,
+    home: &str,
+    databases: &[(u64, String)],
+) -> super::fault::Failure {
     // By number and name: a look that comes late, after the exchange, finds nobody to end.
     let list: Vec<String> =
         databases.iter().map(|(oid, name)| format!("({oid}, {})", literal(name))).collect();

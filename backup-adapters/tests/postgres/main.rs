@@ -5,6 +5,7 @@
 mod capture;
 mod conformance;
 mod containers;
+mod exchange;
 mod faults;
 mod restore;
 mod support;
