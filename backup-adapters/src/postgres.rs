@@ -8,7 +8,9 @@
 //! password = { env = "PGPASSWORD" }   # not needed where the server trusts its socket
 //! # databases = ["app"]               # all of them unless named
 //! # flavor = "yugabyte"
-//! # format = "custom"                 # or "plain", which is YugabyteDB's default
+//! # format = "custom"                 # or "directory", or "plain", which is YugabyteDB's default
+//! # jobs = 4                          # processes for each database, with "directory"
+//! # scratch = "/var/tmp"              # where such a directory lies until it is read, beside the server's programs
 //! # globals = true                    # roles and table spaces
 //! # counts = "estimated"              # or "exact", "off"
 //! # programs = "/usr/lib/postgresql/15/bin"
@@ -41,6 +43,7 @@ mod programs;
 mod properties;
 mod restore;
 mod roles;
+mod scratch;
 mod snapshot;
 mod sql;
 mod swap;
@@ -122,6 +125,10 @@ pub struct PostgresConfig {
     pub flavor: Flavor,
     /// The format of dumps; `custom`, or `plain` for YugabyteDB.
     pub format: Option<DumpFormat>,
+    /// How many processes dump or load one database in the format `directory`.
+    pub jobs: Option<u32>,
+    /// The folder for dumps in that format until they are read, where the server's programs run; `/var/tmp`.
+    pub scratch: Option<PathBuf>,
     /// Whether roles and table spaces are part of the backup.
     #[serde(default = "yes")]
     pub globals: bool,
@@ -149,6 +156,19 @@ impl AdapterConfig for PostgresConfig {
         container_of(self.container.as_deref(), self.docker.as_ref(), self.password.as_ref())?;
         if self.host.is_some() && self.socket.is_some() {
             return Err(ConfigError::new("`host` and `socket` exclude each other").at("socket"));
+        }
+        if self.format() != DumpFormat::Directory {
+            for (key, set) in [("jobs", self.jobs.is_some()), ("scratch", self.scratch.is_some())] {
+                if set {
+                    return Err(ConfigError::new(format!("`{key}` is for `format = \"directory\"`")).at(key));
+                }
+            }
+        }
+        if self.jobs.is_some_and(|jobs| !(1..=64).contains(&jobs)) {
+            return Err(ConfigError::new("`jobs` is a number from 1 to 64").at("jobs"));
+        }
+        if self.scratch.as_ref().is_some_and(|path| !path.is_absolute()) {
+            return Err(ConfigError::new("`scratch` is no absolute path").at("scratch"));
         }
         for (key, value) in [("host", &self.host), ("user", &self.user)] {
             if value.as_ref().is_some_and(String::is_empty) {
@@ -182,6 +202,18 @@ impl PostgresConfig {
             Flavor::Postgres => DumpFormat::Custom,
             Flavor::Yugabyte => DumpFormat::Plain,
         })
+    }
+}
+
+impl PostgresConfig {
+    /// Processes for one database.
+    fn jobs(&self, cx: &OpContext) -> u32 {
+        let usual = match self.flavor {
+            Flavor::Postgres => u32::try_from(cx.threads.clamp(1, 4)).unwrap_or(1),
+            // Its snapshots may not be shared among sessions.
+            Flavor::Yugabyte => 1,
+        };
+        self.jobs.unwrap_or(usual)
     }
 }
 

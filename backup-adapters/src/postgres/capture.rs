@@ -18,7 +18,7 @@ use super::evidence::Tally;
 use super::facts::{Database, ServerFacts};
 use super::format::{DumpFormat, Parser};
 use super::link::Link;
-use super::{Flavor, Settings, properties};
+use super::{Flavor, Settings, properties, scratch};
 
 /// Databases of up to this size are dumped ahead, so that a hundred small ones do not wait for a hundred starts. A larger
 /// one would hold its snapshot and its locks while it waits.
@@ -35,6 +35,10 @@ pub(super) async fn open(settings: &Arc<Settings>, cx: &OpContext) -> Result<Bac
     let link = Link::open(settings, cx).await?;
     let facts = ServerFacts::ask(&link).await?;
     let (chosen, left_out) = facts.selected(settings)?;
+    let directory = settings.format() == DumpFormat::Directory;
+    if directory {
+        scratch::sweep(settings, &link).await?;
+    }
     if chosen.is_empty() && !settings.globals {
         let what = "the server has no database to back up";
         return Err(AdapterError::new(AdapterErrorKind::NotFound, what));
@@ -65,7 +69,15 @@ pub(super) async fn open(settings: &Arc<Settings>, cx: &OpContext) -> Result<Bac
         Ok::<_, AdapterError>(source.next().await?.map(|artifact| (artifact, source)))
     });
     let (clock, mode, version) = (Arc::clone(&cx.clock), settings.format().name(), facts.version);
+    let settings = Arc::clone(settings);
     Ok(BackupSource::new(artifacts, async move |outcome| {
+        // What was not read to its end may have left files; after a success there are none.
+        if directory
+            && outcome != ReadOutcome::Complete
+            && let Err(e) = scratch::sweep(&settings, &link).await
+        {
+            tracing::debug!(error = %e, "the files of a dump are left to the next capture");
+        }
         let mut tally = std::mem::take(&mut *tally.lock().unwrap_or_else(PoisonError::into_inner));
         let (from, to) = tally.span(clock.now());
         let mut report = CaptureReport::new(mode, Consistency::Dump, from, to);
@@ -263,6 +275,9 @@ pub(super) async fn reclaim(
     let ended = link.query(&link.home, &sql).await;
     let ended = ended.map_err(|f| f.explain("cannot end the sessions of a run that died"))?;
     removed.extend(ended.lines().map(|pid| format!("session {pid} of a run that died")));
+    if settings.format() == DumpFormat::Directory {
+        removed.extend(scratch::sweep(settings, &link).await?);
+    }
     let facts = ServerFacts::ask(&link).await?;
     for run in dead {
         let suffix = super::facts::staged_suffix(run);

@@ -18,7 +18,7 @@ use super::format::{DumpFormat, Parser};
 use super::link::{Link, ended};
 use super::snapshot::{Rows, Session};
 use super::sql::conninfo;
-use super::{Counts, Settings};
+use super::{Counts, Settings, scratch};
 
 /// How much of a dump is read before it is handed out: what fails until then can be tried again unseen.
 const READ_AHEAD: usize = 4 << 20;
@@ -89,11 +89,20 @@ async fn try_start(link: &Link, settings: &Settings, database: &Database) -> Res
         DumpFormat::Plain => vec!["--format=plain".to_owned()],
         // We compress ourselves, faster and on all processors.
         DumpFormat::Custom => vec!["--format=custom".to_owned(), "--compress=0".to_owned()],
+        DumpFormat::Directory => {
+            scratch::refuse_full(settings, link, database).await.map_err(|e| Failure::new(e, ""))?;
+            let jobs = format!("--jobs={}", settings.jobs(&link.cx));
+            vec!["--format=directory".to_owned(), "--compress=0".to_owned(), jobs]
+        }
     });
     argv.push(format!("--lock-wait-timeout={}", LOCK_WAIT.as_millis()));
     argv.extend(snapshot.map(|id| format!("--snapshot={id}")));
     argv.extend(["-d".to_owned(), conninfo(name)]);
-    let execution = link.start(link.command(argv)).await.map_err(|e| Failure::new(e, ""))?;
+    let command = match settings.format() {
+        DumpFormat::Directory => scratch::dump(settings, link, name, argv),
+        _ => link.command(argv),
+    };
+    let execution = link.start(command).await.map_err(|e| Failure::new(e, ""))?;
     let mut started = Started {
         database: database.clone(),
         inside,

@@ -119,6 +119,7 @@ impl Failure {
                 | AdapterErrorKind::Unavailable
                 | AdapterErrorKind::Corrupt
                 | AdapterErrorKind::Unsupported
+                | AdapterErrorKind::NoSpace
         ) {
             return AdapterError::new(own, what).with_source(self.error);
         }

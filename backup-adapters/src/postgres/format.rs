@@ -1,10 +1,11 @@
 //! The dump formats: parsers that follow a dump as it passes, prove that it is whole, and count what it holds.
 //!
-//! Sources: `src/bin/pg_dump/pg_backup_archiver.c` and `pg_backup_custom.c` of PostgreSQL 9.6 to 17 for the custom format;
+//! Sources: `pg_backup_archiver.c`, `pg_backup_custom.c` and `pg_backup_directory.c` of PostgreSQL 9.6 to 17;
 //! `pg_dump.c` for what a plain dump looks like. YugabyteDB's `ysql_dump` writes the same with its own name.
 
 mod copy;
 mod custom;
+mod directory;
 mod plain;
 #[cfg(test)]
 mod tests;
@@ -24,6 +25,8 @@ pub enum DumpFormat {
     Plain,
     /// The archive of `pg_dump -Fc`, for `pg_restore`.
     Custom,
+    /// The directory of `pg_dump -Fd`, which several processes write and `pg_restore -j` reads, as a tar archive.
+    Directory,
 }
 
 impl DumpFormat {
@@ -32,6 +35,7 @@ impl DumpFormat {
         match self {
             Self::Plain => "sql",
             Self::Custom => "dump",
+            Self::Directory => "tar",
         }
     }
 
@@ -40,6 +44,7 @@ impl DumpFormat {
         match self {
             Self::Plain => "plain",
             Self::Custom => "custom",
+            Self::Directory => "directory",
         }
     }
 }
@@ -66,6 +71,7 @@ impl Contents {
 pub(super) enum Parser {
     Plain(Box<plain::Plain>),
     Custom(Box<custom::Custom>),
+    Directory(Box<directory::Directory>),
 }
 
 impl Parser {
@@ -74,6 +80,7 @@ impl Parser {
         match format {
             DumpFormat::Plain => Self::Plain(Box::new(plain::Plain::new(name))),
             DumpFormat::Custom => Self::Custom(Box::new(custom::Custom::new(name))),
+            DumpFormat::Directory => Self::Directory(Box::new(directory::Directory::new(name))),
         }
     }
 
@@ -85,6 +92,7 @@ impl Parser {
         match self {
             Self::Plain(plain) => plain.update(bytes),
             Self::Custom(custom) => custom.update(bytes),
+            Self::Directory(directory) => directory.update(bytes),
         }
     }
 
@@ -96,6 +104,7 @@ impl Parser {
         match self {
             Self::Plain(plain) => plain.finish(),
             Self::Custom(custom) => custom.finish(),
+            Self::Directory(directory) => directory.finish(),
         }
     }
 }

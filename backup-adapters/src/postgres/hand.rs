@@ -19,6 +19,10 @@ pub(super) fn load(artifact: &ArtifactMeta, name: &str, file: &str) -> String {
         DumpFormat::Custom => {
             format!("pg_restore --exit-on-error -d {} {file}", shell_quote(&conninfo(&target)))
         }
+        DumpFormat::Directory => format!(
+            "dir=$(mktemp -d) && tar -C \"$dir\" -xf {file}\npg_restore --exit-on-error -j 4 -d {} \"$dir/dump\"; rm -r \"$dir\"",
+            shell_quote(&conninfo(&target))
+        ),
     };
     format!("{create}\n{load}\n")
 }
@@ -67,6 +71,13 @@ pub(super) fn steps(settings: &Settings, backup: &HandContext<'_>) -> Vec<HandSt
         let reader = match format_of(artifact) {
             DumpFormat::Plain => format!("{run} -q -v ON_ERROR_STOP=1"),
             DumpFormat::Custom => format!("{inside}pg_restore {connection} --exit-on-error"),
+            DumpFormat::Directory => format!(
+                "{inside}sh -c {} sh {connection}",
+                shell_quote(
+                    "set -e; dir=$(mktemp -d); trap 'rm -rf \"$dir\"' EXIT; tar -C \"$dir\" -xf -; \
+                     pg_restore --exit-on-error -j 4 \"$@\" \"$dir/dump\""
+                )
+            ),
         };
         steps.push(HandStep::new(
             format!("Load database {name} beside the live one."),

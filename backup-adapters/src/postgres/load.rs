@@ -14,7 +14,7 @@ use super::link::Link;
 use super::restore::{format_of, of_content, recorded, texts};
 use super::sql::{conninfo, ident};
 use super::swap::{Item, Plan, drop_database};
-use super::{Flavor, Settings, probe, properties, roles};
+use super::{Flavor, Settings, probe, properties, roles, scratch};
 
 /// The largest artifact that is read into memory: roles and properties.
 const MAX_SCRIPT: usize = 64 << 20;
@@ -184,6 +184,10 @@ impl Loader<'_> {
         scratch: bool,
     ) -> Result<String, Failure> {
         let format = format_of(artifact);
+        if format == DumpFormat::Directory {
+            let refused = scratch::refuse_load(self.settings, self.link, artifact.plain_bytes).await;
+            refused.map_err(|e| Failure::new(e, ""))?;
+        }
         let command = self.command(item, artifact, format, facts, scratch);
         let body = self.source.open(&artifact.name).await.map_err(|e| Failure::new(e, ""))?;
         self.link.feed(command, proven(body, Parser::new(format, &item.name))).await
@@ -204,7 +208,7 @@ impl Loader<'_> {
                 command.argv.extend(["-f".to_owned(), "-".to_owned()]);
                 command
             }
-            DumpFormat::Custom => {
+            DumpFormat::Custom | DumpFormat::Directory => {
                 let mut argv = vec![self.link.programs.restore.clone()];
                 argv.extend(["--no-password", "--exit-on-error"].map(str::to_owned));
                 if texts(artifact, "tablespaces").iter().any(|t| !facts.tablespaces.contains(t)) {
@@ -214,7 +218,12 @@ impl Loader<'_> {
                     argv.extend(["--no-owner", "--no-privileges"].map(str::to_owned));
                 }
                 argv.extend(["-d".to_owned(), conninfo(&item.staged)]);
-                self.link.command(argv)
+                if format == DumpFormat::Custom {
+                    return self.link.command(argv);
+                }
+                argv.push(format!("--jobs={}", self.settings.jobs(&self.link.cx)));
+                argv.push("--format=directory".to_owned());
+                scratch::load(self.settings, self.link, &item.staged, argv)
             }
         }
     }

@@ -16,7 +16,7 @@ use super::link::Link;
 use super::load::Loader;
 use super::sql::suffixed;
 use super::swap::{Item, Plan, Step, drop_database, kept_name};
-use super::{Settings, dir};
+use super::{Settings, dir, scratch};
 
 /// In a directory or scratch: what a restore made there.
 const LIST: &str = "databases.json";
@@ -84,6 +84,7 @@ pub(super) fn attribute<'a>(artifact: &'a ArtifactMeta, key: &str) -> Option<&'a
 pub(super) fn format_of(artifact: &ArtifactMeta) -> DumpFormat {
     match attribute(artifact, "format") {
         Some("custom") => DumpFormat::Custom,
+        Some("directory") => DumpFormat::Directory,
         _ => DumpFormat::Plain,
     }
 }
@@ -230,9 +231,7 @@ async fn space(
     if let Some(path) = seen {
         return Ok(vec![SpaceNeed { path, bytes }]);
     }
-    let asked = link.run(link.command(["df", "-Pk", &inside.display().to_string()])).await;
-    let free = asked.ok().and_then(|out| out.lines().nth(1)?.split_whitespace().nth(3)?.parse::<u64>().ok());
-    match free.map(|kib| kib.saturating_mul(1024)) {
+    match scratch::free(link, &inside.display().to_string()).await {
         Some(free) if free < bytes && !link.cx.force => {
             let what = format!(
                 "the server has {free} bytes free below `{}`, the restore needs about {bytes}",
@@ -262,6 +261,9 @@ pub(super) async fn stage(
                     if let Err(second) = drop_database(&link, &item.staged).await {
                         tracing::debug!(%second, "A staged database was left.");
                     }
+                }
+                if let Err(second) = scratch::sweep(settings, &link).await {
+                    tracing::debug!(%second, "The files of a dump were left.");
                 }
                 return Err(error);
             }

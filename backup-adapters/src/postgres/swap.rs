@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::facts::ServerFacts;
 use super::link::Link;
 use super::sql::{ident, literal, suffixed};
-use super::{Flavor, Settings, exchange};
+use super::{Flavor, Settings, exchange, scratch};
 
 /// What a restore into a server remembers.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -308,7 +308,8 @@ pub(super) async fn discard(settings: &Settings, cx: &OpContext, plan: &Plan) ->
     for database in occupied(&facts, plan)? {
         drop_database(&link, &database.name).await?;
     }
-    Ok(())
+    // A restore that died while it staged may have left files where its programs ran.
+    scratch::sweep(settings, &link).await.map(drop)
 }
 
 #[cfg(test)]

@@ -21,9 +21,13 @@ async fn evidence_is_what_the_tables_hold() {
     let name = unique("evidence");
     server.sql("postgres", &format!("CREATE DATABASE {name}"));
     server.sql(&name, SAMPLE);
-    for (format, counts) in
-        [("custom", "exact"), ("plain", "exact"), ("custom", "off"), ("plain", "estimated")]
-    {
+    for (format, counts) in [
+        ("custom", "exact"),
+        ("plain", "exact"),
+        ("directory", "exact"),
+        ("custom", "off"),
+        ("plain", "estimated"),
+    ] {
         let adapter =
             server.adapter(&format!("databases = ['{name}']\nformat = '{format}'\ncounts = '{counts}'"));
         let captured = capture(&*adapter, &bench().cx()).await.unwrap();
@@ -334,7 +338,7 @@ async fn an_emptied_server_shows() {
 #[ignore = "needs PostgreSQL on the host"]
 async fn the_commands_by_hand_give_the_database() {
     let server = Cluster::start(&[]);
-    for (format, name) in [("custom", "by 'hand"), ("plain", "by \"hand")] {
+    for (format, name) in [("custom", "by 'hand"), ("plain", "by \"hand"), ("directory", "by =hand")] {
         server.sql("postgres", &format!("CREATE DATABASE \"{}\"", name.replace('"', "\"\"")));
         server.sql(name, SAMPLE);
         let before = server.dump(name);

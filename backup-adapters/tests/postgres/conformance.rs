@@ -72,6 +72,11 @@ backup_core::adapter_conformance_tests!(
 );
 backup_core::adapter_conformance_tests!(
     #[ignore = "needs PostgreSQL on the host"]
+    directory,
+    || async { Fixture::new("format = 'directory'\njobs = 2") }
+);
+backup_core::adapter_conformance_tests!(
+    #[ignore = "needs PostgreSQL on the host"]
     plain_exact,
     || async { Fixture::new("format = 'plain'\ncounts = 'exact'") }
 );

@@ -110,6 +110,7 @@ async fn a_container_is_backed_up_restored_and_drilled() {
     let servers = [
         ("backup-test/postgres:15", keys.to_owned()),
         ("backup-test/postgres:15", format!("{keys}\nformat = 'plain'\ncounts = 'exact'")),
+        ("backup-test/postgres:15", format!("{keys}\nformat = 'directory'\njobs = 3\ncounts = 'exact'")),
         ("backup-test/yugabyte-standin", "flavor = 'yugabyte'\ncounts = 'exact'".to_owned()),
     ];
     for (image, keys) in servers {

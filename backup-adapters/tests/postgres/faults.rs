@@ -65,6 +65,79 @@ async fn a_dump_that_is_cut_and_exits_with_zero_is_no_backup() {
     }
 }
 
+/// What dumps in the directory format have left of this cluster's service.
+pub(crate) fn left_below(dir: &Path) -> Vec<PathBuf> {
+    std::fs::read_dir(dir).unwrap().flatten().map(|e| e.path()).collect()
+}
+
+#[tokio::test]
+#[ignore = "needs PostgreSQL on the host"]
+async fn a_directory_that_lacks_something_is_no_backup() {
+    let name = large("lacking");
+    let scratch = tempfile::tempdir().unwrap();
+    for (harm, says) in [
+        ("rm \"$out\"/toc.dat", "table of contents"),
+        ("rm \"$(ls -S \"$out\"/*.dat | head -n 1)\"", "is missing"),
+        ("truncate -s -2000 \"$(ls -S \"$out\"/*.dat | head -n 1)\"", "within the rows"),
+        ("truncate -s -20 \"$out\"/toc.dat", "is cut"),
+        ("sed -i '/^77\\t/d' \"$(ls -S \"$out\"/*.dat | head -n 1)\"", "119999"),
+    ] {
+        let find = "for a in \"$@\"; do case $a in --file=*) out=${a#--file=};; esac; done";
+        let dir = programs(shared(), &format!("\"$REAL\" \"$@\"\n{find}\n{harm}; exit 0"));
+        let keys = format!(
+            "databases = ['{name}']\nformat = 'directory'\ncounts = 'exact'\nprograms = '{}'\nscratch = '{}'",
+            dir.display(),
+            scratch.path().display()
+        );
+        let e = capture(&*shared().adapter(&keys), &bench().cx()).await.unwrap_err();
+        assert_eq!(e.kind(), AdapterErrorKind::Corrupt, "{harm}: {}", chain(&e));
+        assert!(chain(&e).contains(says), "{harm}: {}", chain(&e));
+        assert_eq!(left_below(scratch.path()), Vec::<PathBuf>::new(), "{harm}");
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs PostgreSQL on the host"]
+async fn a_directory_goes_whatever_ends_its_dump() {
+    let name = large("tidy");
+    let scratch = tempfile::tempdir().unwrap();
+    let keys = |more: &str| {
+        format!(
+            "databases = ['{name}']\nformat = 'directory'\nscratch = '{}'\n{more}",
+            scratch.path().display()
+        )
+    };
+    // It fails.
+    let dir = programs(shared(), "\"$REAL\" \"$@\"; exit 1");
+    let failing = shared().adapter(&keys(&format!("programs = '{}'", dir.display())));
+    capture(&*failing, &bench().cx()).await.unwrap_err();
+    assert_eq!(left_below(scratch.path()), Vec::<PathBuf>::new());
+    // It is killed with everything that it started while it works: nobody is left who could tidy up.
+    let dir = programs(shared(), "\"$REAL\" \"$@\"; : >\"$0.there\"; sleep 600");
+    let stuck = shared().adapter(&keys(&format!("programs = '{}'", dir.display())));
+    let cx = bench().cx();
+    let there = dir.join("pg_dump.there");
+    tokio::select! {
+        done = capture(&*stuck, &cx) => panic!("it ended: {:?}", done.map(drop)),
+        () = async { while !there.exists() { tokio::time::sleep(Duration::from_millis(20)).await; } } => {}
+    }
+    assert_eq!(left_below(scratch.path()).len(), 1, "there is something to tidy up");
+    let whole = shared().adapter(&keys(""));
+    let mut next = bench().cx();
+    next.service = cx.service.clone();
+    let removed = whole.reclaim(&next, std::slice::from_ref(&cx.run_id)).await.unwrap();
+    assert!(removed.iter().any(|what| what.contains("folder")), "{removed:?}");
+    assert_eq!(left_below(scratch.path()), Vec::<PathBuf>::new());
+    // The same by the next capture, and at the end of its own.
+    std::fs::remove_file(&there).unwrap();
+    tokio::select! {
+        done = capture(&*stuck, &cx) => panic!("it ended: {:?}", done.map(drop)),
+        () = async { while !there.exists() { tokio::time::sleep(Duration::from_millis(20)).await; } } => {}
+    }
+    capture(&*whole, &next).await.unwrap();
+    assert_eq!(left_below(scratch.path()), Vec::<PathBuf>::new());
+}
+
 #[tokio::test]
 #[ignore = "needs PostgreSQL on the host"]
 async fn a_dump_that_is_whole_and_fails_is_no_backup() {

@@ -17,7 +17,9 @@ pub(crate) async fn restore_live(adapter: &Arc<dyn ServiceAdapter>, captured: &C
 #[tokio::test]
 #[ignore = "needs PostgreSQL on the host"]
 async fn a_whole_server_comes_back_with_everything_around_its_databases() {
-    for (format, flavor) in [("custom", "postgres"), ("plain", "postgres"), ("plain", "yugabyte")] {
+    for (format, flavor) in
+        [("custom", "postgres"), ("directory", "postgres"), ("plain", "postgres"), ("plain", "yugabyte")]
+    {
         let server = Cluster::start(&[]);
         server.sql("postgres", "CREATE ROLE owner LOGIN PASSWORD 'x'");
         server.sql("postgres", "CREATE ROLE reader");
@@ -149,7 +151,7 @@ async fn a_foreign_dump_is_not_fed_when_it_is_cut() {
     let name = unique("cut");
     server.sql("postgres", &format!("CREATE DATABASE {name}"));
     server.sql(&name, "CREATE TABLE t AS SELECT g FROM generate_series(1, 100000) g");
-    for format in ["plain", "custom"] {
+    for format in ["plain", "custom", "directory"] {
         let adapter = server.adapter(&format!("databases = ['{name}']\nformat = '{format}'"));
         let mut captured = capture(&*adapter, &bench().cx()).await.unwrap();
         // Cut, but every hash agrees: as a backup of another program might be.

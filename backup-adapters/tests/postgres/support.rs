@@ -117,6 +117,17 @@ impl Cluster {
             let mut load = self.client("pg_restore");
             load.args(["--exit-on-error", "-d", &name]);
             load
+        } else if file.extension().is_some_and(|e| e == "tar") {
+            let dir = file.with_extension("unpacked");
+            std::fs::create_dir(&dir).unwrap();
+            assert!(Command::new("tar").arg("-xf").arg(file).arg("-C").arg(&dir).status().unwrap().success());
+            let mut load = self.client("pg_restore");
+            load.args(["--exit-on-error", "-j", "2", "-d", &name]).arg(dir.join("dump"));
+            load.args(["--format", "directory"]);
+            let out = load.output().unwrap();
+            assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+            std::fs::remove_dir_all(&dir).unwrap();
+            Command::new("true")
         } else {
             let mut load = self.client("psql");
             load.args(["-Xq", "-v", "ON_ERROR_STOP=1", "-d", &name, "-f"]);
@@ -131,6 +142,12 @@ impl Cluster {
 
     /// An adapter over this server; `keys` are further lines of its configuration.
     pub(crate) fn adapter(&self, keys: &str) -> Arc<dyn ServiceAdapter> {
+        let mut keys = keys.to_owned();
+        if keys.contains("'directory'") && !keys.contains("scratch") {
+            // All adapters here are of one service, whose lock nobody holds.
+            let scratch = self.dir.join(unique("scratch"));
+            keys.push_str(&format!("\nscratch = '{}'", scratch.display()));
+        }
         adapter(&format!("socket = '{}'\n{keys}", self.dir.display()))
     }
 

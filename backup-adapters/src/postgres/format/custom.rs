@@ -1,4 +1,4 @@
-//! The custom format: a header, a table of contents, and blocks of data.
+//! The custom format: a header, a table of contents, and blocks of data. Directories begin with the same two.
 
 use std::collections::BTreeMap;
 
@@ -10,6 +10,8 @@ use super::copy::CopyRows;
 const MAGIC: &[u8] = b"PGDMP";
 /// The format byte of `-Fc`.
 const FORMAT_CUSTOM: u8 = 1;
+/// The format byte in the table of contents of a directory: that of archives in tar's format, as `pg_dump` writes it.
+const FORMAT_DIRECTORY: u8 = 3;
 /// Versions outside of these are not known.
 const KNOWN: std::ops::RangeInclusive<(u8, u8)> = (1, 10)..=(1, 16);
 /// An entry of the table of contents has no data in the archive.
@@ -36,15 +38,37 @@ enum Stage {
 
 /// An entry that has data.
 #[derive(Debug)]
-struct DataEntry {
-    table: Option<(String, String)>,
+pub(super) struct DataEntry {
+    pub(super) table: Option<(String, String)>,
+    /// The file of a directory that holds the data, without what compression adds to its name.
+    pub(super) file: String,
+    /// Whether the data is that of a `COPY`.
+    pub(super) copy: bool,
     seen: bool,
+}
+
+/// The table of contents of a directory.
+pub(super) struct Toc {
+    pub(super) compressed: bool,
+    pub(super) entries: Vec<DataEntry>,
+}
+
+/// Reads `toc.dat`, all of it, of the directory called `name` in errors.
+pub(super) fn toc(name: &str, bytes: &[u8]) -> Result<Toc, AdapterError> {
+    let mut parser = Custom { directory: true, ..Custom::new(name) };
+    parser.update(bytes)?;
+    if !matches!(parser.stage, Stage::Block) || !parser.carry.is_empty() {
+        return Err(parser.corrupt("has a table of contents that is cut"));
+    }
+    Ok(Toc { compressed: parser.compressed, entries: parser.entries.into_values().collect() })
 }
 
 /// Follows the structure of an archive; reads every length and every number in it.
 #[derive(Debug)]
 pub(in crate::postgres) struct Custom {
     name: String,
+    /// Only the table of contents of a directory.
+    directory: bool,
     bytes: u64,
     stage: Stage,
     carry: Vec<u8>,
@@ -117,6 +141,7 @@ impl Custom {
     pub(super) fn new(name: &str) -> Self {
         Self {
             name: name.to_owned(),
+            directory: false,
             bytes: 0,
             stage: Stage::Header,
             carry: Vec::new(),
@@ -210,8 +235,9 @@ impl Custom {
             return Err(Stop::Wrong(format!("has the archive version {major}.{minor}, which is not known")));
         }
         let (int_size, off_size, format) = (items.byte()?.into(), items.byte()?.into(), items.byte()?);
-        if format != FORMAT_CUSTOM || !(1..=8).contains(&int_size) || !(1..=16).contains(&off_size) {
-            return Err(Stop::Wrong("is no archive in the custom format".into()));
+        let expected = if self.directory { FORMAT_DIRECTORY } else { FORMAT_CUSTOM };
+        if format != expected || !(1..=8).contains(&int_size) || !(1..=16).contains(&off_size) {
+            return Err(Stop::Wrong("is no archive in the expected format".into()));
         }
         items.int_size = int_size;
         let compressed = if version >= (1, 15) { items.byte()? != 0 } else { items.int()? != 0 };
@@ -241,7 +267,8 @@ impl Custom {
             items.int()?;
         }
         // Its definition, and how to drop and to copy it.
-        items.strings(3)?;
+        items.strings(2)?;
+        let copy = items.string()?.is_some_and(|statement| statement.starts_with(b"COPY "));
         let schema = items.string()?;
         // The table space, and since 1.14 the access method.
         items.strings(if since(14) { 2 } else { 1 })?;
@@ -251,17 +278,25 @@ impl Custom {
         // The owner, and a flag that is written as a word.
         items.strings(2)?;
         while items.string()?.is_some() {}
-        let state = items.byte()?;
-        items.take(self.off_size)?;
-        if state != NO_DATA {
+        let file = if self.directory {
+            items.string()?.filter(|name| !name.is_empty()).map(|name| text(Some(name)))
+        } else {
+            let state = items.byte()?;
+            items.take(self.off_size)?;
+            (state != NO_DATA).then(String::new)
+        };
+        if let Some(file) = file {
             let table = (kind == Some(b"TABLE DATA")).then(|| (text(schema), text(tag)));
-            self.entries.insert(id, DataEntry { table, seen: false });
+            self.entries.insert(id, DataEntry { table, file, copy, seen: false });
         }
         self.stage = if left <= 1 { Stage::Block } else { Stage::Entries(left - 1) };
         Ok(())
     }
 
     fn block(&mut self, items: &mut Items<'_>) -> Result<(), Stop> {
+        if self.directory {
+            return Err(Stop::Wrong("has something after its table of contents".into()));
+        }
         let (kind, id) = (items.byte()?, items.int()?);
         let entry = self.entries.get_mut(&id).filter(|e| !e.seen);
         let entry = entry.ok_or_else(|| Stop::Wrong(format!("has data that nothing announced ({id})")))?;

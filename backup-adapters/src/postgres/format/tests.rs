@@ -173,6 +173,88 @@ fn no_part_of_an_archive_passes() {
     }
 }
 
+/// The files of a directory as `pg_dump -Fd` writes them.
+fn directory() -> Vec<(&'static str, Vec<u8>)> {
+    let mut a = Archive::default();
+    a.0.extend(b"PGDMP\x01\x0e\x00\x04\x08\x03");
+    a.int(0);
+    for _ in 0..7 {
+        a.int(1);
+    }
+    a.string("app").string("15.20").string("15.20").int(3);
+    for (id, kind, tag, file) in
+        [(10, "TABLE", "a", ""), (11, "TABLE DATA", "a", "11.dat"), (13, "BLOBS", "BLOBS", "blobs.toc")]
+    {
+        a.int(id).int(1).string("1").string("2").string(tag).string(kind).int(3);
+        a.string("defn").string("").string("COPY a FROM stdin").string("public").int(-1).string("heap");
+        a.string("owner").string("false").string("214").int(-1).string(file);
+    }
+    vec![
+        ("dump/11.dat", b"1\tx\n2\t\\\\.\n\\.\n\n\n".to_vec()),
+        ("dump/blob_16398.dat", b"\x01\x02".to_vec()),
+        ("dump/blobs.toc", b"16398 blob_16398.dat\n".to_vec()),
+        ("dump/toc.dat", a.0),
+    ]
+}
+
+fn archive(files: &[(&str, Vec<u8>)]) -> Vec<u8> {
+    let mut tar = tar::Builder::new(Vec::new());
+    for (path, content) in files {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(content.len() as u64);
+        header.set_mode(0o600);
+        header.set_uid(0);
+        header.set_gid(0);
+        tar.append_data(&mut header, path, content.as_slice()).unwrap();
+    }
+    tar.into_inner().unwrap()
+}
+
+#[test]
+fn a_directory_is_counted_in_pieces_of_any_size() {
+    let archive = archive(&directory());
+    for size in [1, 7, 100, 512, archive.len()] {
+        let contents = parse(DumpFormat::Directory, &archive, size).unwrap();
+        assert_eq!((rows(&contents), contents.large_objects), (vec![("a", 2)], 1), "in pieces of {size}");
+    }
+}
+
+#[test]
+fn no_part_of_a_directory_passes() {
+    let whole = archive(&directory());
+    for end in (0..whole.len() - 512).step_by(61) {
+        assert!(parse(DumpFormat::Directory, &whole[..end], 512).is_err(), "cut at {end}");
+    }
+    for n in 0..directory().len() {
+        let mut files = directory();
+        let (gone, _) = files.remove(n);
+        let e = parse(DumpFormat::Directory, &archive(&files), 512).unwrap_err();
+        assert!(e.contains("is cut"), "without {gone}: {e}");
+        let mut files = directory();
+        let (cut, content) = &mut files[n];
+        content.truncate(content.len() - 9.min(content.len()));
+        let cut = *cut;
+        let parsed = parse(DumpFormat::Directory, &archive(&files), 512);
+        // What a large object is long only its table says.
+        assert_eq!(parsed.is_ok(), cut.starts_with("dump/blob_"), "{cut} is cut");
+    }
+}
+
+#[test]
+fn a_directory_holds_files_of_dumps_only() {
+    for name in ["dump/sub/11.dat", "dump/toc.dat"] {
+        let mut files = directory();
+        files.push((name, b"x".to_vec()));
+        assert!(parse(DumpFormat::Directory, &archive(&files), 512).is_err(), "{name}");
+    }
+    let mut tar = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_gnu();
+    header.set_entry_type(tar::EntryType::Symlink);
+    header.set_size(0);
+    tar.append_link(&mut header, "dump", "/etc").unwrap();
+    assert!(parse(DumpFormat::Directory, &tar.into_inner().unwrap(), 512).unwrap_err().contains("damaged"));
+}
+
 #[test]
 fn what_follows_an_archive_is_damage() {
     let mut archive = Archive::sample();
