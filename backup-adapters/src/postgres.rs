@@ -14,6 +14,8 @@
 //! # globals = true                    # roles and table spaces
 //! # counts = "estimated"              # or "exact", "off"
 //! # programs = "/usr/lib/postgresql/15/bin"
+//! # capture = "basebackup"            # the files of the whole server; "dump" unless set
+//! # unit = "postgresql.service"       # what runs a server on this host; for restores of its files
 //! # run_as = "postgres"               # the operating system's user, for peer authentication
 //! ```
 //!
@@ -22,9 +24,14 @@
 //! trailer. Its rows are counted on the way, so that the evidence is of the very snapshot that was dumped; with
 //! `counts = "exact"` the server counts the same snapshot again and must agree.
 //!
-//! A restore loads every database under another name beside the live one, compares its rows with the evidence, and then
+//! With `capture = "basebackup"` the files of the whole server are copied instead, with their WAL and a manifest that is
+//! checked file by file: for servers whose dumps take too long. Such a backup fits the same major version only, and a
+//! restore stops the server while its data directory is exchanged.
+//!
+//! A restore of dumps loads every database under another name beside the live one, compares its rows with the evidence, and then
 //! exchanges the names in one transaction. The old databases are kept, closed, until `cleanup`.
 
+mod base;
 mod capture;
 mod check;
 mod dir;
@@ -99,6 +106,17 @@ pub enum Counts {
     Off,
 }
 
+/// What a backup is made of.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Capture {
+    /// A dump of each database, and the roles.
+    #[default]
+    Dump,
+    /// The files of the whole server with the WAL that makes them one state, by `pg_basebackup`. PostgreSQL 13 or newer.
+    Basebackup,
+}
+
 /// The configuration: which server, which databases, how.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -135,6 +153,11 @@ pub struct PostgresConfig {
     /// How rows are counted.
     #[serde(default)]
     pub counts: Counts,
+    /// What a backup is made of.
+    #[serde(default)]
+    pub capture: Capture,
+    /// The systemd unit of a server on this host, for restores of its files.
+    pub unit: Option<String>,
     /// The folder of the client programs, where they run.
     pub programs: Option<PathBuf>,
     /// The operating system's user to run them as.
@@ -156,6 +179,12 @@ impl AdapterConfig for PostgresConfig {
         container_of(self.container.as_deref(), self.docker.as_ref(), self.password.as_ref())?;
         if self.host.is_some() && self.socket.is_some() {
             return Err(ConfigError::new("`host` and `socket` exclude each other").at("socket"));
+        }
+        if self.capture == Capture::Basebackup {
+            self.refuse_for_files()?;
+        }
+        if self.unit.is_some() && self.container.is_some() {
+            return Err(ConfigError::new("`unit` is for a server outside of containers").at("unit"));
         }
         if self.format() != DumpFormat::Directory {
             for (key, set) in [("jobs", self.jobs.is_some()), ("scratch", self.scratch.is_some())] {
@@ -188,6 +217,26 @@ impl PostgresConfig {
     /// The container that the server runs in.
     fn docker(&self) -> Option<DockerRuntime> {
         self.container.as_deref().map(|name| EngineUrl::container(self.docker.as_ref(), name))
+    }
+
+    /// Keys that only make sense for dumps.
+    fn refuse_for_files(&self) -> Result<(), ConfigError> {
+        if self.flavor == Flavor::Yugabyte {
+            let what = "`capture = \"basebackup\"` is for PostgreSQL: YugabyteDB's files are not those of one server";
+            return Err(ConfigError::new(what).at("capture").hint("use dumps"));
+        }
+        let keys = [
+            ("databases", !self.databases.is_empty()),
+            ("format", self.format.is_some()),
+            ("globals", !self.globals),
+        ];
+        match keys.into_iter().find(|(_, set)| *set) {
+            Some((key, _)) => {
+                let what = format!("`{key}` is for dumps: a base backup holds the whole server");
+                Err(ConfigError::new(what).at(key))
+            }
+            None => Ok(()),
+        }
     }
 
     fn port(&self) -> u16 {
@@ -283,6 +332,7 @@ impl ServiceAdapter for Postgres {
         StepToken::new(&match staged.get()? {
             Token::Server(plan) => Token::Server(swap::switch(&self.settings, cx, plan).await?),
             Token::Dir(plan) => Token::Dir(dir::switch(plan).await?),
+            Token::Base(plan) => Token::Base(Box::new(base::switch(&self.settings, cx, *plan).await?)),
         })
     }
 
@@ -300,6 +350,9 @@ impl ServiceAdapter for Postgres {
             Token::Server(plan) => {
                 StepToken::new(&Token::Server(swap::undo(&self.settings, cx, plan).await?))
             }
+            Token::Base(plan) => {
+                StepToken::new(&Token::Base(Box::new(base::undo(&self.settings, cx, *plan).await?)))
+            }
             Token::Dir(_) => Err(AdapterError::unsupported("a restore into a directory replaced nothing")),
         }
     }
@@ -308,6 +361,7 @@ impl ServiceAdapter for Postgres {
         match token.get()? {
             Token::Server(plan) => swap::leftovers(&self.settings, cx, &plan).await,
             Token::Dir(plan) => dir::leftovers(plan).await,
+            Token::Base(plan) => base::leftovers(*plan).await,
         }
     }
 
@@ -315,6 +369,7 @@ impl ServiceAdapter for Postgres {
         match token.get()? {
             Token::Server(plan) => swap::discard(&self.settings, cx, &plan).await,
             Token::Dir(plan) => dir::discard(plan).await,
+            Token::Base(plan) => base::discard(*plan).await,
         }
     }
 
@@ -327,7 +382,7 @@ impl ServiceAdapter for Postgres {
             InterruptionKind::Other { token, .. } => {
                 exchange::bring_back(&self.settings, cx, entry, token).await
             }
-            _ => Err(AdapterError::unsupported("`postgres` does not know this kind of interruption")),
+            _ => base::bring_back(&self.settings, cx, entry).await,
         }
     }
 }

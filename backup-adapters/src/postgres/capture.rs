@@ -18,7 +18,7 @@ use super::evidence::Tally;
 use super::facts::{Database, ServerFacts};
 use super::format::{DumpFormat, Parser};
 use super::link::Link;
-use super::{Flavor, Settings, properties, scratch};
+use super::{Capture, Flavor, Settings, base, properties, scratch};
 
 /// Databases of up to this size are dumped ahead, so that a hundred small ones do not wait for a hundred starts. A larger
 /// one would hold its snapshot and its locks while it waits.
@@ -32,6 +32,9 @@ pub(super) const GLOBALS: &str = "globals";
 pub(super) const PROPERTIES: &str = "properties";
 
 pub(super) async fn open(settings: &Arc<Settings>, cx: &OpContext) -> Result<BackupSource, AdapterError> {
+    if settings.capture == Capture::Basebackup {
+        return base::open(settings, cx).await;
+    }
     let link = Link::open(settings, cx).await?;
     let facts = ServerFacts::ask(&link).await?;
     let (chosen, left_out) = facts.selected(settings)?;
@@ -299,5 +302,8 @@ pub(super) async fn check(settings: &Settings, cx: &OpContext) -> Result<(), Ada
         }
     }
     let link = Link::open(settings, cx).await?;
+    if settings.capture == Capture::Basebackup {
+        return base::check(settings, &link).await;
+    }
     ServerFacts::ask(&link).await?.selected(settings).map(drop)
 }

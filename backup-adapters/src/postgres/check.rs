@@ -2,6 +2,7 @@
 
 use backup_core::{AdapterError, ArtifactMeta, CheckPurpose, ContentCheck, Evidence};
 
+use super::base;
 use super::evidence::of_contents;
 use super::format::{DumpFormat, Parser, is_globals};
 use super::restore::{database_of, format_of};
@@ -15,6 +16,9 @@ pub(super) fn content_check(
     if matches!(purpose, CheckPurpose::Capture) {
         return None;
     }
+    if super::restore::attribute(artifact, "content") == Some(base::BASE) {
+        return Some(Box::new(BaseCheck(base::Base::new(()))));
+    }
     match database_of(artifact) {
         Some(name) => {
             let parser = Parser::new(format_of(artifact), &name);
@@ -25,6 +29,20 @@ pub(super) fn content_check(
             Some(Box::new(DumpCheck { name: None, parser, head: Some(Vec::new()) }))
         }
         None => Some(Box::new(PropertiesCheck { text: Vec::new() })),
+    }
+}
+
+/// Every file by the manifest, and the WAL.
+struct BaseCheck(base::Base<()>);
+
+impl ContentCheck for BaseCheck {
+    fn update(&mut self, bytes: &[u8]) -> Result<(), AdapterError> {
+        self.0.update(bytes)
+    }
+
+    fn finish(self: Box<Self>) -> Result<Evidence, AdapterError> {
+        let (facts, ()) = self.0.finish()?;
+        Ok(base::evidence(&facts))
     }
 }
 

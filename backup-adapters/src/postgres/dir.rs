@@ -11,6 +11,7 @@ use backup_core::{
 use futures::StreamExt as _;
 use serde::{Deserialize, Serialize};
 
+use super::base;
 use super::format::Parser;
 use super::load::proven;
 use super::restore::{Listed, Token, attribute, blocking, database_of, format_of, write_list};
@@ -47,7 +48,7 @@ pub(super) async fn plan(
     .await?;
     let bytes = backup.plain_bytes();
     let steps = vec![
-        format!("write {} dumps, {bytes} bytes, into `{}`", backup.artifacts.len(), dir.display()),
+        format!("write {} artifacts, {bytes} bytes, into `{}`", backup.artifacts.len(), dir.display()),
         "check that each is whole".to_owned(),
     ];
     let token = StepToken::new(&Token::Dir(Plan { dir, staged }))?;
@@ -66,6 +67,19 @@ pub(super) async fn stage(cx: &OpContext, plan: Plan, source: &RestoreSource) ->
     let mut hints =
         String::from("Load these into a server of the version that they come from, or a newer one:\n\n");
     for artifact in source.metadata().artifacts.iter().filter(|a| a.external.is_none()) {
+        if attribute(artifact, "content") == Some(base::BASE) {
+            let data = PathBuf::from("data");
+            let body = source.open(&artifact.name).await?;
+            base::unpack(cx, body, plan.staged.join(&data), 0o700, None).await?;
+            let version = attribute(artifact, "server_version").unwrap_or("the same version");
+            hints = format!(
+                "`{}` is the data directory of a PostgreSQL server {version}. Give it to the user that runs the server \
+                 (chown -R), and start a server of that version on it: it recovers from the WAL that is with it.\n",
+                data.display()
+            );
+            list.push(Listed::Base { data });
+            continue;
+        }
         let format = format_of(artifact);
         let file = PathBuf::from(format!("{}.{}", artifact.name, format.extension()));
         let body = source.open(&artifact.name).await?;

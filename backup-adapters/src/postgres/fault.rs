@@ -12,7 +12,7 @@ pub(super) struct Failure {
 /// Parts of messages, the kind of trouble they tell of, and what to do. The first that matches counts.
 ///
 /// Messages of the server come in its own language (`lc_messages`): unknown ones keep their text.
-const KNOWN: [(&str, AdapterErrorKind, &str); 26] = [
+const KNOWN: [(&str, AdapterErrorKind, &str); 31] = [
     ("password authentication failed", AdapterErrorKind::PermissionDenied, "check `user` and `password`"),
     ("no password supplied", AdapterErrorKind::PermissionDenied, "set `password`"),
     (
@@ -20,6 +20,27 @@ const KNOWN: [(&str, AdapterErrorKind, &str); 26] = [
         AdapterErrorKind::PermissionDenied,
         "set `run_as` to the operating system's user of that name",
     ),
+    (
+        "no pg_hba.conf entry for replication",
+        AdapterErrorKind::PermissionDenied,
+        "allow the database `replication` for this role in pg_hba.conf",
+    ),
+    (
+        "must be superuser or replication role",
+        AdapterErrorKind::PermissionDenied,
+        "grant it: `ALTER ROLE … REPLICATION`",
+    ),
+    (
+        "permission denied to start WAL sender",
+        AdapterErrorKind::PermissionDenied,
+        "grant it: `ALTER ROLE … REPLICATION`",
+    ),
+    (
+        "has already been removed",
+        AdapterErrorKind::Other,
+        "the server removed WAL that the backup needs: raise `wal_keep_size`",
+    ),
+    ("exceeds max_wal_senders", AdapterErrorKind::Unavailable, "raise `max_wal_senders`, or try again"),
     ("no pg_hba.conf entry", AdapterErrorKind::PermissionDenied, "allow this role in pg_hba.conf"),
     (
         "is not currently accepting connections",

@@ -3,9 +3,10 @@
 use backup_core::{ArtifactMeta, HandContext, HandStep, shell_quote};
 
 use super::Settings;
+use super::base::BASE;
 use super::capture::{GLOBALS, PROPERTIES};
 use super::format::DumpFormat;
-use super::restore::{database_of, format_of, of_content};
+use super::restore::{attribute, database_of, format_of, of_content};
 use super::sql::{conninfo, ident};
 
 /// The commands that load one dump from a file, each on a line.
@@ -32,7 +33,58 @@ fn create(target: &str) -> String {
     format!("psql -X -d postgres -c {}", shell_quote(&sql))
 }
 
+/// Unpacks a data directory within `$1` and exchanges what is there for it: works where `$1` is a mount, too.
+const EXCHANGE: &str = "set -e; cd \"$1\"; mkdir -m 0700 restored; tar -C restored -xpf -; \
+    chown -R \"$(stat -c %u:%g .)\" restored; mkdir -m 0700 before_restore; \
+    for f in * .[!.]*; do case $f in restored|before_restore) continue;; esac; [ ! -e \"$f\" ] || mv \"$f\" before_restore/; done; \
+    for f in restored/* restored/.[!.]*; do [ ! -e \"$f\" ] || mv \"$f\" .; done; rmdir restored";
+
+/// The whole server from a base backup.
+fn base_steps(settings: &Settings, backup: &HandContext<'_>, artifact: &ArtifactMeta) -> Vec<HandStep> {
+    let data = attribute(artifact, "data_directory").unwrap_or("/var/lib/postgresql/data");
+    let version = attribute(artifact, "server_version").unwrap_or("the same version");
+    let exchange = format!("sh -c {} sh {}", shell_quote(EXCHANGE), shell_quote(data));
+    let decode = backup.decode(artifact);
+    let (stop, exchange, start) = match (&settings.container, &settings.unit) {
+        (Some(container), _) => {
+            let container = shell_quote(container);
+            let image = format!("\"$(docker inspect -f '{{{{.Config.Image}}}}' {container})\"");
+            let (_, rest) = exchange.split_once(' ').unwrap_or_default();
+            (
+                format!("docker stop -t 120 {container}"),
+                format!(
+                    "{decode} | docker run --rm -i -u 0 --volumes-from {container} --entrypoint sh {image} {rest}"
+                ),
+                format!("docker start {container}"),
+            )
+        }
+        (None, Some(unit)) => {
+            let unit = shell_quote(unit);
+            (
+                format!("systemctl stop {unit}"),
+                format!("{decode} | {exchange}"),
+                format!("systemctl start {unit}"),
+            )
+        }
+        (None, None) => (String::new(), format!("{decode} | {exchange}"), String::new()),
+    };
+    vec![
+        HandStep::new("Stop the server. It must be a PostgreSQL of this major version.", stop),
+        HandStep::new(
+            format!(
+                "Put the files of server {version} into its data directory. What is there goes to `before_restore` in it: move \
+                 that elsewhere afterwards."
+            ),
+            exchange,
+        ),
+        HandStep::new("Start the server: it recovers from the WAL that is with the files.", start),
+    ]
+}
+
 pub(super) fn steps(settings: &Settings, backup: &HandContext<'_>) -> Vec<HandStep> {
+    if let Some(artifact) = of_content(backup.metadata, BASE) {
+        return base_steps(settings, backup, artifact);
+    }
     let yugabyte = settings.flavor == super::Flavor::Yugabyte;
     let psql = if yugabyte { "ysqlsh" } else { "psql" };
     let user = settings.user.clone().unwrap_or_else(|| settings.flavor.user().to_owned());

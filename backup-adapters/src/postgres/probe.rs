@@ -11,7 +11,7 @@ use super::format::Parser;
 use super::link::{Link, parse};
 use super::restore::{Listed, read_list};
 use super::swap::Plan;
-use super::{Counts, Settings};
+use super::{Capture, Counts, Settings, base};
 
 /// Counts everything in `database` under the name `name`.
 pub(super) async fn count(link: &Link, database: &str, name: &str) -> Result<Evidence, AdapterError> {
@@ -52,7 +52,9 @@ pub(super) async fn live(settings: &Settings, cx: &OpContext) -> Result<Evidence
     let mut evidence = Evidence::default();
     for database in databases {
         let used = others(&link, &database.name).await?;
-        let mut counted = if settings.counts == Counts::Off {
+        // Whoever copies files does not want to wait for a scan of every table.
+        let quick = settings.capture == Capture::Basebackup && settings.counts != Counts::Exact;
+        let mut counted = if quick || settings.counts == Counts::Off {
             Evidence::default()
         } else {
             count(&link, &database.name, &database.name).await?
@@ -91,6 +93,9 @@ pub(super) async fn elsewhere(
     let mut link = None;
     for listed in read_list(dir).await? {
         match listed {
+            Listed::Base { data } => {
+                evidence.merge(base::evidence(&base::verified(cx, dir.join(data)).await?));
+            }
             Listed::Database { name, staged } => {
                 let link = match &mut link {
                     Some(link) => link,

@@ -22,6 +22,7 @@ pub(super) struct Programs {
     pub(super) dump: String,
     pub(super) dumpall: String,
     pub(super) restore: String,
+    pub(super) basebackup: String,
 }
 
 impl Programs {
@@ -36,7 +37,13 @@ impl Programs {
             Flavor::Yugabyte => ["ysqlsh", "ysql_dump", "ysql_dumpall"],
         };
         let path = |name: &str| format!("{folder}{name}");
-        Self { psql: path(psql), dump: path(dump), dumpall: path(dumpall), restore: path("pg_restore") }
+        Self {
+            psql: path(psql),
+            dump: path(dump),
+            dumpall: path(dumpall),
+            restore: path("pg_restore"),
+            basebackup: path("pg_basebackup"),
+        }
     }
 }
 
@@ -94,7 +101,7 @@ async fn ysqlsh(link: &Link, folder: &str) -> String {
 }
 
 /// The folders with programs on this host and their major versions, newest first.
-async fn on_host() -> Vec<(u32, PathBuf)> {
+pub(super) async fn on_host() -> Vec<(u32, PathBuf)> {
     spawn_blocking(|| {
         let mut found = Vec::new();
         for folder in HOST_FOLDERS {

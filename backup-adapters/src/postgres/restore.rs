@@ -16,7 +16,7 @@ use super::link::Link;
 use super::load::Loader;
 use super::sql::suffixed;
 use super::swap::{Item, Plan, Step, drop_database, kept_name};
-use super::{Settings, dir, scratch};
+use super::{Settings, base, dir, scratch};
 
 /// In a directory or scratch: what a restore made there.
 const LIST: &str = "databases.json";
@@ -27,6 +27,7 @@ const LIST: &str = "databases.json";
 pub(super) enum Token {
     Server(Plan),
     Dir(dir::Plan),
+    Base(Box<base::Plan>),
 }
 
 /// Something that a restore made elsewhere.
@@ -35,6 +36,7 @@ pub(super) enum Token {
 pub(super) enum Listed {
     Database { name: String, staged: String },
     File { name: String, file: PathBuf, format: DumpFormat },
+    Base { data: PathBuf },
 }
 
 pub(super) async fn read_list(dir: &Path) -> Result<Vec<Listed>, AdapterError> {
@@ -72,7 +74,7 @@ pub(super) async fn blocking<T: Send + 'static>(
 /// The database that an artifact holds; `None` if it is none. What other programs wrote has no attributes.
 pub(super) fn database_of(artifact: &ArtifactMeta) -> Option<String> {
     match attribute(artifact, "content") {
-        Some(GLOBALS | PROPERTIES) => None,
+        Some(GLOBALS | PROPERTIES | base::BASE) => None,
         _ => Some(attribute(artifact, "database").unwrap_or(artifact.name.as_str()).to_owned()),
     }
 }
@@ -126,6 +128,14 @@ pub(super) async fn plan(
     backup: &Metadata,
     target: &RestoreTarget,
 ) -> Result<RestorePlan, AdapterError> {
+    if of_content(backup, base::BASE).is_some() {
+        return match target {
+            RestoreTarget::Dir(path) => dir::plan(cx, backup, target, path).await,
+            RestoreTarget::Scratch(scratch) => dir::plan(cx, backup, target, &scratch.dir).await,
+            RestoreTarget::Live => base::plan(settings, cx, backup).await,
+            _ => Err(AdapterError::unsupported("a base backup cannot be restored there")),
+        };
+    }
     let scratch = match target {
         RestoreTarget::Dir(path) => return dir::plan(cx, backup, target, path).await,
         RestoreTarget::Live => false,
@@ -251,6 +261,7 @@ pub(super) async fn stage(
 ) -> Result<Token, AdapterError> {
     match plan.token.get()? {
         Token::Dir(staged) => dir::stage(cx, staged, source).await.map(Token::Dir),
+        Token::Base(staged) => Ok(Token::Base(Box::new(base::stage(cx, *staged, source).await?))),
         Token::Server(mut staged) => {
             let link = Link::open(settings, cx).await?;
             let loaded = Loader { settings, link: &link, source }.all(&mut staged).await;

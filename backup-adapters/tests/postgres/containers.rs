@@ -13,26 +13,44 @@ use crate::restore::restore_live;
 use crate::support::{CANARY, SAMPLE, adapter, bench};
 
 /// A container of its own, removed when it is dropped.
-struct Container {
-    name: String,
-    user: &'static str,
+pub(crate) struct Container {
+    pub(crate) name: String,
+    pub(crate) user: &'static str,
     psql: &'static str,
 }
 
-fn docker(args: &[&str]) -> (bool, String) {
+/// The server's image.
+#[expect(clippy::disallowed_methods, reason = "that is how images are chosen for tests")]
+pub(crate) fn image() -> String {
+    std::env::var("BACKUP_TEST_POSTGRES_IMAGE").unwrap_or_else(|_| "backup-test/postgres:15".to_owned())
+}
+
+#[expect(clippy::disallowed_methods, reason = "that is how images are chosen for tests")]
+pub(crate) fn yugabyte_image() -> String {
+    std::env::var("BACKUP_TEST_YUGABYTE_IMAGE").unwrap_or_else(|_| "backup-test/yugabyte-standin".to_owned())
+}
+
+pub(crate) fn docker(args: &[&str]) -> (bool, String) {
     let out = Command::new("docker").args(args).output().expect("docker");
     let text = if out.status.success() { out.stdout } else { out.stderr };
     (out.status.success(), String::from_utf8_lossy(&text).trim_end().to_owned())
 }
 
 impl Container {
-    fn start(image: &str, options: &[&str]) -> Self {
+    /// Goes with the container's end.
+    pub(crate) fn start(image: &str, options: &[&str]) -> Self {
+        let with: Vec<&str> = ["--rm"].iter().chain(options).copied().collect();
+        Self::start_kept(image, &with)
+    }
+
+    /// One that can be stopped and started.
+    pub(crate) fn start_kept(image: &str, options: &[&str]) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let pid = std::process::id();
         let name = format!("backup-test-pg-{pid}-{}", COUNT.fetch_add(1, Ordering::Relaxed));
         let label = format!("backup-test={pid}");
         let password = format!("POSTGRES_PASSWORD={CANARY}");
-        let mut args = vec!["run", "-d", "--rm", "--name", &name, "--label", &label, "-e", &password];
+        let mut args = vec!["run", "-d", "--name", &name, "--label", &label, "-e", &password];
         args.extend(options);
         args.push(image);
         let (user, psql, port) = if image.contains("yugabyte") {
@@ -43,15 +61,19 @@ impl Container {
         let container = Self { name: name.clone(), user, psql };
         let (ok, text) = docker(&args);
         assert!(ok, "{text}");
-        let until = Instant::now() + Duration::from_secs(90);
-        while !docker(&["exec", &name, "pg_isready", "-h", "127.0.0.1", "-p", port]).0 {
-            assert!(Instant::now() < until, "{}", docker(&["logs", &name]).1);
-            std::thread::sleep(Duration::from_millis(200));
-        }
+        container.wait(port);
         container
     }
 
-    fn sql(&self, database: &str, sql: &str) -> String {
+    pub(crate) fn wait(&self, port: &str) {
+        let until = Instant::now() + Duration::from_secs(90);
+        while !docker(&["exec", &self.name, "pg_isready", "-h", "127.0.0.1", "-p", port]).0 {
+            assert!(Instant::now() < until, "{}", docker(&["logs", &self.name]).1);
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    }
+
+    pub(crate) fn sql(&self, database: &str, sql: &str) -> String {
         let args = [
             "exec",
             &self.name,
@@ -73,7 +95,7 @@ impl Container {
         text
     }
 
-    fn dump(&self, database: &str) -> String {
+    pub(crate) fn dump(&self, database: &str) -> String {
         let port = if self.psql == "psql" { "5432" } else { "5433" };
         let (ok, text) = docker(&[
             "exec",
@@ -92,7 +114,7 @@ impl Container {
         text.lines().filter(|l| !l.contains("restrict ")).collect::<Vec<_>>().join("\n")
     }
 
-    fn adapter(&self, keys: &str) -> Arc<dyn ServiceAdapter> {
+    pub(crate) fn adapter(&self, keys: &str) -> Arc<dyn ServiceAdapter> {
         adapter(&format!("container = '{}'\n{keys}", self.name))
     }
 }
@@ -108,13 +130,13 @@ impl Drop for Container {
 async fn a_container_is_backed_up_restored_and_drilled() {
     let keys = "password = { container_env = 'POSTGRES_PASSWORD' }";
     let servers = [
-        ("backup-test/postgres:15", keys.to_owned()),
-        ("backup-test/postgres:15", format!("{keys}\nformat = 'plain'\ncounts = 'exact'")),
-        ("backup-test/postgres:15", format!("{keys}\nformat = 'directory'\njobs = 3\ncounts = 'exact'")),
-        ("backup-test/yugabyte-standin", "flavor = 'yugabyte'\ncounts = 'exact'".to_owned()),
+        (image(), keys.to_owned()),
+        (image(), format!("{keys}\nformat = 'plain'\ncounts = 'exact'")),
+        (image(), format!("{keys}\nformat = 'directory'\njobs = 3\ncounts = 'exact'")),
+        (yugabyte_image(), "flavor = 'yugabyte'\ncounts = 'exact'".to_owned()),
     ];
     for (image, keys) in servers {
-        let server = Container::start(image, &[]);
+        let server = Container::start(&image, &[]);
         server.sql(server.user, "CREATE DATABASE app");
         server.sql("app", SAMPLE);
         server.sql("app", "CREATE TABLE big AS SELECT g, md5(g::text) FROM generate_series(1, 60000) g");
@@ -150,7 +172,7 @@ async fn a_container_is_backed_up_restored_and_drilled() {
 #[ignore = "needs Docker"]
 async fn a_container_that_goes_or_freezes_ends_the_capture() {
     for fault in ["kill", "rm", "pause", "restart"] {
-        let server = Container::start("backup-test/postgres:15", &[]);
+        let server = Container::start(&image(), &[]);
         server.sql("postgres", "CREATE DATABASE app");
         server.sql(
             "app",
@@ -205,7 +227,7 @@ async fn a_container_that_goes_or_freezes_ends_the_capture() {
 #[ignore = "needs Docker"]
 async fn a_restore_that_would_fill_the_disk_of_the_container_is_refused() {
     let server = Container::start(
-        "backup-test/postgres:15",
+        &image(),
         &["--tmpfs", "/var/lib/postgresql/data:size=175m,uid=999,gid=999,mode=0700"],
     );
     server.sql("postgres", "CREATE DATABASE app");

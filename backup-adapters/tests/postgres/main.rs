@@ -2,6 +2,7 @@
 #![cfg(feature = "postgres")]
 #![expect(clippy::unwrap_used, reason = "helpers of tests, too, fail by panicking")]
 
+mod base;
 mod capture;
 mod conformance;
 mod containers;

@@ -55,20 +55,38 @@ impl Cluster {
             .output()
             .unwrap();
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-        std::fs::write(data.join("pg_hba.conf"), "local all pw scram-sha-256\nlocal all all trust\n")
-            .unwrap();
+        std::fs::write(
+            data.join("pg_hba.conf"),
+            "local all pw scram-sha-256\nlocal replication all trust\nlocal all all trust\n",
+        )
+        .unwrap();
+        let cluster = Self::run(dir, &data, extra);
+        cluster.sql("postgres", &format!("CREATE ROLE pw SUPERUSER LOGIN PASSWORD '{CANARY}'"));
+        cluster
+    }
+
+    /// A server on a data directory that is there already.
+    pub(crate) fn start_on(data: PathBuf) -> Self {
+        let dir = tempfile::Builder::new().prefix("pg").tempdir_in("/tmp").unwrap().keep();
+        if rustix::process::geteuid().is_root() {
+            let owned = Command::new("chown").args(["-R", "postgres"]).args([&dir, &data]).status();
+            assert!(owned.unwrap().success());
+        }
+        Self::run(dir, &data, &[])
+    }
+
+    fn run(dir: PathBuf, data: &Path, extra: &[&str]) -> Self {
         // Ends the server and removes the folder when its input ends: when the cluster is dropped or this process dies.
         let script = r#"dir="$1"; shift; "$@" >"$dir/log" 2>&1 & read _; kill -QUIT $!; wait; rm -rf "$dir""#;
         let mut keeper = Command::new("sh");
         keeper.args(["-c", script, "sh"]).arg(&dir);
         let server = program("postgres");
-        keeper.arg(server.get_program()).args(server.get_args()).arg("-D").arg(&data).arg("-k").arg(&dir);
+        keeper.arg(server.get_program()).args(server.get_args()).arg("-D").arg(data).arg("-k").arg(&dir);
         keeper.args(["-c", "listen_addresses=", "-c", "fsync=off", "-c", "max_connections=60"]);
         keeper.args(extra.iter().flat_map(|setting| ["-c", setting]));
         let mut keeper = keeper.stdin(Stdio::piped()).process_group(0).spawn().unwrap();
         let cluster = Self { dir, alive: keeper.stdin.take(), keeper };
         cluster.wait();
-        cluster.sql("postgres", &format!("CREATE ROLE pw SUPERUSER LOGIN PASSWORD '{CANARY}'"));
         cluster
     }
 

@@ -1,0 +1,487 @@
+//! Restores of base backups: unpacked beside the data directory, which is exchanged while the server stands still.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use backup_core::keep_aside::{self, Swap};
+use backup_core::runtime::{
+    Interruption, InterruptionEntry, InterruptionKind, Replay, RunState, ServiceRuntime,
+};
+use backup_core::{
+    AdapterError, AdapterErrorKind, ArtifactMeta, Event, Evidence, Leftover, Metadata, OpContext, Replaced,
+    RestorePlan, RestoreSource, RestoreTarget, SpaceNeed, StepToken,
+};
+use serde::{Deserialize, Serialize};
+use tokio::time::{Instant, sleep};
+
+use super::extract::failed;
+use super::{BASE, Server, take, unpack};
+use crate::postgres::Settings;
+use crate::postgres::link::Link;
+use crate::postgres::restore::{Token, attribute, blocking, of_content};
+use crate::runtime::{DockerRuntime, HostRuntime};
+
+/// How long a server may take to end by itself: it writes a checkpoint.
+const GRACE: Duration = Duration::from_secs(120);
+/// How long an exchange may take that has no budget, and the way back in any case.
+const USUAL_TIME: Duration = Duration::from_secs(900);
+const LOOK: Duration = Duration::from_millis(250);
+
+/// What the restore of a data directory remembers. Paths are those of this host.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(in crate::postgres) struct Plan {
+    target: PathBuf,
+    staged: PathBuf,
+    /// `None` before the data is staged.
+    swap: Option<Swap>,
+    /// Whether the exchange was made.
+    live: bool,
+    /// What was counted when the backup was taken.
+    seen: Evidence,
+}
+
+fn phase(cx: &OpContext, phase: &str) {
+    cx.events.emit(Event::Phase { service: cx.service.clone(), phase: phase.to_owned() });
+}
+
+/// The same operation where it must not be broken off any more.
+fn calm(cx: &OpContext) -> OpContext {
+    let mut cx = cx.clone();
+    cx.cancel = tokio_util::sync::CancellationToken::new();
+    cx.deadline = Some(Instant::now() + USUAL_TIME);
+    cx
+}
+
+fn conflict(what: impl Into<String>) -> AdapterError {
+    AdapterError::new(AdapterErrorKind::Conflict, what)
+}
+
+/// What can stop and start the server.
+fn runtime(settings: &Settings) -> Result<Arc<dyn ServiceRuntime>, AdapterError> {
+    match (&settings.container, &settings.unit) {
+        (Some(container), _) => Ok(Arc::new(DockerRuntime::new(container))),
+        (None, Some(unit)) => Ok(Arc::new(HostRuntime::unit(unit))),
+        (None, None) => Err(AdapterError::unsupported(
+            "nothing here can stop the server: set `unit` to its systemd unit, or restore with `--to` a directory",
+        )),
+    }
+}
+
+/// The data directory as the server calls it. One that does not run cannot be asked.
+async fn directory(
+    settings: &Settings,
+    cx: &OpContext,
+    artifact: &ArtifactMeta,
+    backup: u32,
+) -> Result<(PathBuf, Vec<String>), AdapterError> {
+    let mut told = Vec::new();
+    let server = match Link::open(settings, cx).await {
+        Ok(link) => Some(Server::ask(&link).await?),
+        Err(e) if matches!(e.kind(), AdapterErrorKind::Unavailable | AdapterErrorKind::Conflict) => {
+            told.push(format!("(the server does not answer: {e})"));
+            None
+        }
+        Err(e) => return Err(e),
+    };
+    if let Some(server) = &server {
+        if server.version / 10_000 != backup / 10_000 {
+            let (has, is) = (backup / 10_000, server.version / 10_000);
+            return Err(conflict(format!(
+                "the base backup is of PostgreSQL {has}, the server of {is}: files fit their own version only"
+            )));
+        }
+        if server.recovery {
+            return Err(conflict("the server is a standby: restore its primary, and make the standby anew"));
+        }
+        if server.replicas > 0 && !cx.force {
+            return Err(conflict(format!(
+                "{} standbys follow the server: they would go on from data that is gone; make them anew afterwards \
+                 (--force)",
+                server.replicas
+            )));
+        }
+        if server.archiving {
+            told.push(
+                "(the server archives its WAL: that archive does not fit the restored data, begin a new one)"
+                    .into(),
+            );
+        }
+    }
+    let inside = match server.and_then(|s| s.data_directory) {
+        Some(directory) => Some(directory),
+        None => match &settings.container {
+            Some(container) => {
+                let env = cx.within(DockerRuntime::new(container).env("PGDATA")).await?;
+                env?.map(|pgdata| pgdata.expose().to_owned())
+            }
+            None => None,
+        },
+    };
+    let inside = inside.or_else(|| attribute(artifact, "data_directory").map(str::to_owned));
+    let inside = inside.ok_or_else(|| {
+        AdapterError::unsupported(
+            "it is not known where the server has its data: restore with `--to` a directory",
+        )
+    })?;
+    Ok((PathBuf::from(inside), told))
+}
+
+/// The data directory on this host, as a folder that can change its name.
+fn usable(path: Option<PathBuf>, inside: &Path) -> Result<PathBuf, AdapterError> {
+    let path = path.ok_or_else(|| {
+        AdapterError::unsupported(format!(
+            "`{}` of the server cannot be reached from this host: restore with `--to` a directory",
+            inside.display()
+        ))
+    })?;
+    let meta = fs::symlink_metadata(&path).map_err(failed("look at", &path))?;
+    let parent = path.parent().unwrap_or(Path::new("/"));
+    let above = fs::metadata(parent).map_err(failed("look at", parent))?;
+    if !meta.is_dir() || meta.dev() != above.dev() {
+        return Err(AdapterError::unsupported(format!(
+            "`{}` is a link or a mounted file system and cannot be exchanged: restore with `--to` a directory",
+            path.display()
+        )));
+    }
+    Ok(path)
+}
+
+pub(in crate::postgres) async fn plan(
+    settings: &Settings,
+    cx: &OpContext,
+    backup: &Metadata,
+) -> Result<RestorePlan, AdapterError> {
+    let artifact = base(backup)?;
+    let runtime = runtime(settings)?;
+    let number = artifact.attributes.get("server_version_num").and_then(serde_json::Value::as_u64);
+    let number = u32::try_from(number.unwrap_or(0)).unwrap_or(0);
+    let (inside, told) = directory(settings, cx, artifact, number).await?;
+    let host = cx.within(runtime.volume_path(&inside)).await??;
+    let (target, linked) = blocking(move || {
+        let target = usable(host, &inside)?;
+        let linked = target.join("pg_wal").is_symlink();
+        Ok((target, linked))
+    })
+    .await?;
+    let bytes = artifact.plain_bytes;
+    let name = target.display().to_string();
+    let kept = keep_aside::kept_path(&target, cx.timestamp).display().to_string();
+    let mut steps = vec![
+        format!("unpack {bytes} bytes beside `{name}` and compare each file with the manifest"),
+        "stop the server".to_owned(),
+        format!("put the restored data at `{name}`; what is there becomes `{kept}`"),
+        "start the server and wait until it lets clients in".to_owned(),
+        "(all databases, roles, passwords and settings in that directory become those of the backup)"
+            .to_owned(),
+    ];
+    steps.extend(told);
+    if linked {
+        steps.push("(its WAL lies elsewhere by a link; that of the restored data lies within it)".to_owned());
+    }
+    let seen = |name: &&String| name.contains("_seen");
+    let mut expected = Evidence::default();
+    for name in backup.evidence.counts.keys().filter(seen) {
+        expected.counts.extend(backup.evidence.counts.get_key_value(name).map(|(k, v)| (k.clone(), *v)));
+        let after = backup.evidence.counts_after.get_key_value(name);
+        expected.counts_after.extend(after.map(|(k, v)| (k.clone(), *v)));
+    }
+    let plan = Plan {
+        staged: keep_aside::staging_path(&target, &cx.run_id),
+        swap: None,
+        live: false,
+        seen: expected,
+        target: target.clone(),
+    };
+    let parent = target.parent().unwrap_or(Path::new("/")).to_owned();
+    Ok(RestorePlan {
+        target: RestoreTarget::Live,
+        steps,
+        replaces: vec![Replaced { what: name, kept_as: kept, changed_at: None }],
+        space: vec![SpaceNeed { path: parent, bytes }],
+        token: StepToken::new(&Token::Base(Box::new(plan)))?,
+    })
+}
+
+fn base(backup: &Metadata) -> Result<&ArtifactMeta, AdapterError> {
+    of_content(backup, BASE).ok_or_else(|| AdapterError::corrupt("the backup holds no base backup"))
+}
+
+pub(in crate::postgres) async fn stage(
+    cx: &OpContext,
+    plan: Plan,
+    source: &RestoreSource,
+) -> Result<Plan, AdapterError> {
+    let target = plan.target.clone();
+    let (mode, owner) = blocking(move || {
+        let live = fs::metadata(&target).map_err(failed("look at", &target))?;
+        // The server starts with these only.
+        let mode = Some(live.mode() & 0o777).filter(|m| [0o700, 0o750].contains(m)).unwrap_or(0o700);
+        // What the server made itself tells best whose it is.
+        let own = fs::metadata(target.join("PG_VERSION")).unwrap_or(live);
+        Ok((mode, (own.uid(), own.gid())))
+    })
+    .await?;
+    let staged = async {
+        let body = source.open(&base(source.metadata())?.name).await?;
+        unpack(cx, body, plan.staged.clone(), mode, Some(owner)).await?;
+        let (staged, target, at) = (plan.staged.clone(), plan.target.clone(), cx.timestamp);
+        blocking(move || {
+            keep_aside::prepare(&staged, &target, at).map_err(failed("plan to replace", &target))
+        })
+        .await
+    };
+    match staged.await {
+        Ok(swap) => Ok(Plan { swap: Some(swap), ..plan }),
+        Err(e) => {
+            // The first error tells more; what is left is found again by the plan.
+            let _second = remove(vec![plan.staged]).await;
+            Err(e)
+        }
+    }
+}
+
+async fn remove(paths: Vec<PathBuf>) -> Result<(), AdapterError> {
+    blocking(move || paths.iter().try_for_each(|p| keep_aside::remove(p).map_err(failed("remove", p)))).await
+}
+
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    fs::symlink_metadata(path).ok().map(|m| (m.dev(), m.ino()))
+}
+
+impl Plan {
+    fn swap(&self) -> Result<&Swap, AdapterError> {
+        self.swap.as_ref().ok_or_else(|| AdapterError::corrupt("the restore was never staged"))
+    }
+
+    /// Whether the data that is meant to be live is.
+    fn exchanged(&self) -> bool {
+        self.swap.as_ref().is_some_and(|s| identity(&s.target) == Some(s.identity))
+    }
+}
+
+async fn exchange(swap: Swap) -> Result<(), AdapterError> {
+    blocking(move || keep_aside::switch(&swap).map_err(failed("replace", &swap.target))).await
+}
+
+/// Stops the server until its directory was exchanged.
+async fn stop(
+    runtime: &Arc<dyn ServiceRuntime>,
+    cx: &OpContext,
+    deadline: Instant,
+) -> Result<Interruption, AdapterError> {
+    phase(cx, "stopping the server");
+    let left = deadline.saturating_duration_since(Instant::now());
+    let kind = InterruptionKind::Stop { grace: GRACE.min(left / 2) };
+    let stopped = Interruption::begin(Arc::clone(runtime), cx.interruption(), kind, deadline).await?;
+    if stopped.exit_status().is_some_and(|e| e.killed) {
+        cx.warn("the server did not end in time and was killed: it recovers what is kept aside when it is started on it");
+    }
+    Ok(stopped)
+}
+
+/// Starts it again, and waits for it. One that stood still before is started, too: the data is there to be used.
+async fn start(
+    settings: &Settings,
+    runtime: &Arc<dyn ServiceRuntime>,
+    cx: &OpContext,
+    stopped: &mut Interruption,
+) -> Result<(), AdapterError> {
+    phase(cx, "starting the server");
+    if stopped.interrupts() {
+        stopped.end().await?;
+    } else {
+        runtime.start().await?;
+    }
+    phase(cx, "waiting for the server to let clients in");
+    answers(settings, runtime, cx).await
+}
+
+async fn answers(
+    settings: &Settings,
+    runtime: &Arc<dyn ServiceRuntime>,
+    cx: &OpContext,
+) -> Result<(), AdapterError> {
+    loop {
+        match Link::open(settings, cx).await {
+            Ok(_) => return Ok(()),
+            // It answers: its roles are those of the backup, with their passwords of then.
+            Err(e) if e.kind() == AdapterErrorKind::PermissionDenied => {
+                cx.warn(format!("the restored server answers, but does not let the backup in: {e}"));
+                return Ok(());
+            }
+            Err(e) if cx.check_alive().is_err() => return Err(e),
+            Err(e) if matches!(e.kind(), AdapterErrorKind::Unavailable | AdapterErrorKind::Conflict) => {
+                if runtime.inspect().await?.state == RunState::Stopped {
+                    let what = "the server ends when it is started on the restored data; see its log";
+                    return Err(AdapterError::new(AdapterErrorKind::Unavailable, what).with_source(e));
+                }
+            }
+            Err(e) => return Err(e),
+        }
+        cx.within(sleep(LOOK)).await?;
+    }
+}
+
+pub(in crate::postgres) async fn switch(
+    settings: &Settings,
+    cx: &OpContext,
+    plan: Plan,
+) -> Result<Plan, AdapterError> {
+    let (runtime, swap) = (runtime(settings)?, plan.swap()?.clone());
+    let back = calm(cx);
+    if !plan.exchanged() {
+        let deadline = Instant::now() + cx.remaining().unwrap_or(USUAL_TIME);
+        let mut stopped = stop(&runtime, cx, deadline).await?;
+        phase(cx, "exchanging the data directory");
+        let exchanged = exchange(swap.clone()).await;
+        let started = match exchanged {
+            Ok(()) => start(settings, &runtime, &back, &mut stopped).await,
+            Err(e) => Err(e),
+        };
+        if let Err(e) = started {
+            take_back(&runtime, cx, &mut stopped, &swap).await?;
+            return Err(e);
+        }
+    } else {
+        // A run that died had exchanged them; the names may not be final yet, and the server may still stand still.
+        exchange(swap.clone()).await?;
+        runtime.start().await?;
+        answers(settings, &runtime, &back).await?;
+    }
+    compare(settings, &back, &plan.seen).await;
+    Ok(Plan { live: true, ..plan })
+}
+
+/// The old data is live again, and the new one staged as it was.
+async fn take_back(
+    runtime: &Arc<dyn ServiceRuntime>,
+    cx: &OpContext,
+    stopped: &mut Interruption,
+    swap: &Swap,
+) -> Result<(), AdapterError> {
+    let back = calm(cx);
+    let made = identity(&swap.target) == Some(swap.identity);
+    // It may have come up far enough to hold its files.
+    let mut again = match made && !stopped.interrupts() {
+        true => Some(stop(runtime, &back, Instant::now() + USUAL_TIME).await?),
+        false => None,
+    };
+    let (swap, at) = (swap.clone(), cx.timestamp);
+    let put_back = blocking(move || {
+        if identity(&swap.target) == Some(swap.identity) {
+            let aside = keep_aside::undo(&swap, at).map_err(failed("put back", &swap.target))?;
+            fs::rename(&aside.kept, &swap.staged).map_err(failed("rename", &aside.kept))?;
+        }
+        Ok(())
+    })
+    .await;
+    for interruption in [Some(stopped), again.as_mut()].into_iter().flatten() {
+        if interruption.interrupts() {
+            interruption.end().await?;
+        }
+    }
+    if made {
+        runtime.start().await?;
+    }
+    put_back
+}
+
+/// Tells where the restored server differs from what was counted when the backup was taken. The manifest has proven every
+/// byte, and writers went on while it was taken: no reason to put the old data back.
+async fn compare(settings: &Settings, cx: &OpContext, seen: &Evidence) {
+    let counted = async {
+        let link = Link::open(settings, cx).await?;
+        take::counts(settings, &link).await
+    };
+    match counted.await {
+        Ok(found) => {
+            for difference in seen.contradictions(&found).into_iter().take(10) {
+                cx.warn(format!(
+                    "counted while the backup was taken, and in the restored server: {difference}"
+                ));
+            }
+        }
+        Err(e) => cx.warn(format!("the restored server runs, but could not be counted: {e}")),
+    }
+}
+
+pub(in crate::postgres) async fn undo(
+    settings: &Settings,
+    cx: &OpContext,
+    plan: Plan,
+) -> Result<Plan, AdapterError> {
+    let (runtime, swap) = (runtime(settings)?, plan.swap()?.clone());
+    let at = cx.timestamp;
+    // The server stands still once only: an undo that was made before has only its names to finish.
+    let done = {
+        let (swap, kept) = (swap.clone(), keep_aside::kept_path(&swap.target, at));
+        blocking(move || Ok(identity(&swap.target) != Some(swap.identity) && kept.exists())).await?
+    };
+    let put_back = {
+        let swap = swap.clone();
+        move || keep_aside::undo(&swap, at).map_err(failed("put back", &swap.target))
+    };
+    let undone = if done {
+        let undone = blocking(put_back).await?;
+        runtime.start().await?;
+        answers(settings, &runtime, &calm(cx)).await?;
+        undone
+    } else {
+        if swap.replaced && !swap.kept.exists() && plan.exchanged() {
+            let what = format!("`{}` is gone", swap.kept.display());
+            return Err(AdapterError::new(AdapterErrorKind::NotFound, what));
+        }
+        let deadline = Instant::now() + cx.remaining().unwrap_or(USUAL_TIME);
+        let mut stopped = stop(&runtime, cx, deadline).await?;
+        phase(cx, "exchanging the data directory");
+        let undone = blocking(put_back).await;
+        let started = start(settings, &runtime, &calm(cx), &mut stopped).await;
+        let undone = undone?;
+        started?;
+        undone
+    };
+    Ok(Plan { swap: Some(undone), live: true, ..plan })
+}
+
+/// What lies beside the live data.
+fn aside(plan: &Plan) -> Result<Vec<PathBuf>, AdapterError> {
+    let paths = match &plan.swap {
+        Some(swap) if plan.live => vec![swap.kept.clone()],
+        Some(_) if plan.exchanged() => {
+            let what =
+                format!("the restore of `{}` is half done: what was live lies aside", plan.target.display());
+            return Err(conflict(what));
+        }
+        _ => vec![plan.staged.clone()],
+    };
+    Ok(paths.into_iter().filter(|p| p.exists() && *p != plan.target).collect())
+}
+
+pub(in crate::postgres) async fn leftovers(plan: Plan) -> Result<Vec<Leftover>, AdapterError> {
+    blocking(move || {
+        let mut found = Vec::new();
+        for path in aside(&plan)? {
+            let (bytes, _) = keep_aside::measure(&path).map_err(failed("look at", &path))?;
+            found.push(Leftover { what: path.display().to_string(), bytes: Some(bytes) });
+        }
+        Ok(found)
+    })
+    .await
+}
+
+pub(in crate::postgres) async fn discard(plan: Plan) -> Result<(), AdapterError> {
+    let paths = blocking(move || aside(&plan)).await?;
+    remove(paths).await
+}
+
+/// Starts the server that a run stopped and left so, on the data that is in its place: the old or the new one.
+pub(in crate::postgres) async fn bring_back(
+    settings: &Settings,
+    cx: &OpContext,
+    entry: &InterruptionEntry,
+) -> Result<Replay, AdapterError> {
+    Interruption::replay(&cx.interruption(), &*runtime(settings)?, entry).await
+}
