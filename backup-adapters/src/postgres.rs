@@ -173,7 +173,7 @@ fn yes() -> bool {
 impl AdapterConfig for PostgresConfig {
     const KIND: &'static str = "postgres";
     const SUMMARY: &'static str = "PostgreSQL and YugabyteDB (YSQL), dumped by their own programs";
-    const PROVEN: &'static str = "tested with PostgreSQL 15 in containers and on the host; YugabyteDB only with a stand-in, not proven on a real server";
+    const PROVEN: &'static str = "tested with PostgreSQL 13, 15 and 17 in containers, with 15 on the host; YugabyteDB only with a stand-in, not proven on a real server";
 
     fn build(self, cx: &BuildContext) -> Result<Arc<dyn ServiceAdapter>, ConfigError> {
         container_of(self.container.as_deref(), self.docker.as_ref(), self.password.as_ref())?;

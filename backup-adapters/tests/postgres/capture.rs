@@ -71,7 +71,7 @@ async fn all_databases_with_any_names_are_backed_up() {
         "x;y--z",
     ];
     let mut expected = BTreeSet::new();
-    for n in 0..90 {
+    for n in 0..100 {
         let name = odd.get(n).map_or_else(|| format!("db{n}"), |n| (*n).to_owned());
         server.sql("postgres", &format!("CREATE DATABASE \"{}\"", name.replace('"', "\"\"")));
         if n < odd.len() {
@@ -210,7 +210,7 @@ async fn a_plain_role_backs_up_what_it_may_read() {
 }
 
 /// Every command line that names this server, while it works.
-fn watch(marker: &str) -> (Arc<AtomicBool>, std::thread::JoinHandle<(usize, Vec<String>)>) {
+pub(crate) fn watch(marker: &str) -> (Arc<AtomicBool>, std::thread::JoinHandle<(usize, Vec<String>)>) {
     let stop = Arc::new(AtomicBool::new(false));
     let (stopped, marker) = (Arc::clone(&stop), marker.to_owned());
     let thread = std::thread::spawn(move || {

@@ -10,3 +10,4 @@ mod exchange;
 mod faults;
 mod restore;
 mod support;
+mod traps;

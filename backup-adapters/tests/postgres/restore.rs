@@ -239,3 +239,33 @@ async fn doubts_stop_a_restore_before_it_begins() {
         chain(&e)
     );
 }
+
+#[tokio::test]
+#[ignore = "needs PostgreSQL on the host"]
+async fn indexes_that_were_not_built_stop_a_restore() {
+    let server = shared();
+    let name = unique("index");
+    server.sql("postgres", &format!("CREATE DATABASE {name}"));
+    server.sql(&name, "CREATE TABLE t (x int PRIMARY KEY); INSERT INTO t VALUES (1)");
+    let programs = stand_in(server);
+    let keys = format!(
+        "databases = ['{name}']\nflavor = 'yugabyte'\nport = 5432\nprograms = '{programs}'\nuser = 'postgres'"
+    );
+    let adapter = server.adapter(&keys);
+    let captured = capture(&*adapter, &bench().cx()).await.unwrap();
+    // The program that loads leaves an index as YugabyteDB does after its tablets were split, and exits with 0.
+    let script = std::path::Path::new(&programs).join("ysqlsh");
+    let real = std::fs::read_to_string(&script).unwrap();
+    let program = real.lines().nth(1).unwrap().replace("exec ", "");
+    let spoil = format!(
+        "case \"$*\" in *_restore_*'-f -'*) {program} || exit; exec {} -c \"UPDATE pg_index SET indisvalid = false WHERE indexrelid \
+         = 't_pkey'::regclass\";; esac",
+        program.replace("\"$@\"", "-X -q -d \"$(printf '%s\\n' \"$@\" | grep _restore_)\"")
+    );
+    std::fs::write(&script, format!("#!/bin/sh\n{spoil}\nexec {program}\n")).unwrap();
+    let cx = bench().cx();
+    let plan = adapter.plan_restore(&cx, &captured.metadata, &RestoreTarget::Live).await.unwrap();
+    let e = adapter.stage(&cx, &plan, &captured.source(Damage::None)).await.unwrap_err();
+    assert!(chain(&e).contains("t_pkey") && e.kind() == AdapterErrorKind::Corrupt, "{}", chain(&e));
+    assert!(adapter.leftovers(&cx, &plan.token).await.unwrap().is_empty());
+}
