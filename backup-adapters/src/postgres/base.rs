@@ -4,6 +4,7 @@
 mod check;
 mod extract;
 mod manifest;
+mod plan;
 mod restore;
 mod take;
 mod verify;
@@ -15,7 +16,8 @@ use super::Settings;
 use super::link::Link;
 
 pub(super) use self::check::{Base, evidence};
-pub(super) use self::restore::{Plan, bring_back, discard, leftovers, plan, stage, switch, undo};
+pub(super) use self::plan::plan;
+pub(super) use self::restore::{Plan, bring_back, discard, leftovers, stage, switch, undo};
 pub(super) use self::take::{check, open};
 pub(super) use self::verify::{unpack, verified};
 

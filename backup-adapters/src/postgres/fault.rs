@@ -12,7 +12,7 @@ pub(super) struct Failure {
 /// Parts of messages, the kind of trouble they tell of, and what to do. The first that matches counts.
 ///
 /// Messages of the server come in its own language (`lc_messages`): unknown ones keep their text.
-const KNOWN: [(&str, AdapterErrorKind, &str); 31] = [
+const KNOWN: [(&str, AdapterErrorKind, &str); 32] = [
     ("password authentication failed", AdapterErrorKind::PermissionDenied, "check `user` and `password`"),
     ("no password supplied", AdapterErrorKind::PermissionDenied, "set `password`"),
     (
@@ -93,6 +93,8 @@ const KNOWN: [(&str, AdapterErrorKind, &str); 31] = [
     ("server closed the connection", AdapterErrorKind::Unavailable, ""),
     ("terminating connection", AdapterErrorKind::Unavailable, ""),
     ("connection to server", AdapterErrorKind::Unavailable, "is the server running?"),
+    // Before version 14.
+    ("could not connect to server", AdapterErrorKind::Unavailable, "is the server running?"),
     ("is being accessed by other users", AdapterErrorKind::Conflict, ""),
 ];
 
@@ -215,6 +217,8 @@ mod tests {
         let e = explain(
             "psql: error: connection to server at \"h\" failed: Connection refused\n\tIs the server running",
         );
+        assert_eq!(e.kind(), AdapterErrorKind::Unavailable);
+        let e = explain("psql: error: could not connect to server: No such file or directory");
         assert_eq!(e.kind(), AdapterErrorKind::Unavailable);
         let e = explain(
             "psql: error: connection to server on socket \"/x\" failed: FATAL:  database \"x\" does not exist",

@@ -103,10 +103,13 @@ async fn an_emptied_server_is_suspect_and_evicts_nothing() {
             assert!(matches!(report.steps[0].outcome, Outcome::Ok), "{kind}: {:?}", report.steps[0]);
             assert_eq!(server.sql("app", "SELECT count(*) FROM t"), "20000", "{kind}");
         }
-        let verify = VerifyRequest { all: true, ..VerifyRequest::new(VerifyLevel::Content) };
-        let report = engine.verify(&verify).await.unwrap();
-        for step in &report.steps {
-            assert!(!matches!(step.outcome, Outcome::Failed), "{kind}: {step:?}");
+        let all = VerifyRequest { all: true, ..VerifyRequest::new(VerifyLevel::Content) };
+        for request in [all, VerifyRequest::new(VerifyLevel::Restore)] {
+            let report = engine.verify(&request).await.unwrap();
+            engine.shutdown().await;
+            for step in &report.steps {
+                assert!(matches!(step.outcome, Outcome::Ok), "{kind}: {step:?}");
+            }
         }
     }
 }

@@ -10,19 +10,16 @@ use backup_core::keep_aside::{self, Swap};
 use backup_core::runtime::{
     Interruption, InterruptionEntry, InterruptionKind, Replay, RunState, ServiceRuntime,
 };
-use backup_core::{
-    AdapterError, AdapterErrorKind, ArtifactMeta, Event, Evidence, Leftover, Metadata, OpContext, Replaced,
-    RestorePlan, RestoreSource, RestoreTarget, SpaceNeed, StepToken,
-};
+use backup_core::{AdapterError, AdapterErrorKind, Event, Evidence, Leftover, OpContext, RestoreSource};
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep};
 
 use super::extract::failed;
-use super::{BASE, Server, take, unpack};
+use super::plan::{base, conflict, runtime};
+use super::{take, unpack};
 use crate::postgres::Settings;
 use crate::postgres::link::Link;
-use crate::postgres::restore::{Token, attribute, blocking, of_content};
-use crate::runtime::{DockerRuntime, HostRuntime};
+use crate::postgres::restore::blocking;
 
 /// How long a server may take to end by itself: it writes a checkpoint.
 const GRACE: Duration = Duration::from_secs(120);
@@ -33,14 +30,14 @@ const LOOK: Duration = Duration::from_millis(250);
 /// What the restore of a data directory remembers. Paths are those of this host.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(in crate::postgres) struct Plan {
-    target: PathBuf,
-    staged: PathBuf,
+    pub(super) target: PathBuf,
+    pub(super) staged: PathBuf,
     /// `None` before the data is staged.
-    swap: Option<Swap>,
+    pub(super) swap: Option<Swap>,
     /// Whether the exchange was made.
-    live: bool,
+    pub(super) live: bool,
     /// What was counted when the backup was taken.
-    seen: Evidence,
+    pub(super) seen: Evidence,
 }
 
 fn phase(cx: &OpContext, phase: &str) {
@@ -53,160 +50,6 @@ fn calm(cx: &OpContext) -> OpContext {
     cx.cancel = tokio_util::sync::CancellationToken::new();
     cx.deadline = Some(Instant::now() + USUAL_TIME);
     cx
-}
-
-fn conflict(what: impl Into<String>) -> AdapterError {
-    AdapterError::new(AdapterErrorKind::Conflict, what)
-}
-
-/// What can stop and start the server.
-fn runtime(settings: &Settings) -> Result<Arc<dyn ServiceRuntime>, AdapterError> {
-    match (&settings.container, &settings.unit) {
-        (Some(container), _) => Ok(Arc::new(DockerRuntime::new(container))),
-        (None, Some(unit)) => Ok(Arc::new(HostRuntime::unit(unit))),
-        (None, None) => Err(AdapterError::unsupported(
-            "nothing here can stop the server: set `unit` to its systemd unit, or restore with `--to` a directory",
-        )),
-    }
-}
-
-/// The data directory as the server calls it. One that does not run cannot be asked.
-async fn directory(
-    settings: &Settings,
-    cx: &OpContext,
-    artifact: &ArtifactMeta,
-    backup: u32,
-) -> Result<(PathBuf, Vec<String>), AdapterError> {
-    let mut told = Vec::new();
-    let server = match Link::open(settings, cx).await {
-        Ok(link) => Some(Server::ask(&link).await?),
-        Err(e) if matches!(e.kind(), AdapterErrorKind::Unavailable | AdapterErrorKind::Conflict) => {
-            told.push(format!("(the server does not answer: {e})"));
-            None
-        }
-        Err(e) => return Err(e),
-    };
-    if let Some(server) = &server {
-        if server.version / 10_000 != backup / 10_000 {
-            let (has, is) = (backup / 10_000, server.version / 10_000);
-            return Err(conflict(format!(
-                "the base backup is of PostgreSQL {has}, the server of {is}: files fit their own version only"
-            )));
-        }
-        if server.recovery {
-            return Err(conflict("the server is a standby: restore its primary, and make the standby anew"));
-        }
-        if server.replicas > 0 && !cx.force {
-            return Err(conflict(format!(
-                "{} standbys follow the server: they would go on from data that is gone; make them anew afterwards \
-                 (--force)",
-                server.replicas
-            )));
-        }
-        if server.archiving {
-            told.push(
-                "(the server archives its WAL: that archive does not fit the restored data, begin a new one)"
-                    .into(),
-            );
-        }
-    }
-    let inside = match server.and_then(|s| s.data_directory) {
-        Some(directory) => Some(directory),
-        None => match &settings.container {
-            Some(container) => {
-                let env = cx.within(DockerRuntime::new(container).env("PGDATA")).await?;
-                env?.map(|pgdata| pgdata.expose().to_owned())
-            }
-            None => None,
-        },
-    };
-    let inside = inside.or_else(|| attribute(artifact, "data_directory").map(str::to_owned));
-    let inside = inside.ok_or_else(|| {
-        AdapterError::unsupported(
-            "it is not known where the server has its data: restore with `--to` a directory",
-        )
-    })?;
-    Ok((PathBuf::from(inside), told))
-}
-
-/// The data directory on this host, as a folder that can change its name.
-fn usable(path: Option<PathBuf>, inside: &Path) -> Result<PathBuf, AdapterError> {
-    let path = path.ok_or_else(|| {
-        AdapterError::unsupported(format!(
-            "`{}` of the server cannot be reached from this host: restore with `--to` a directory",
-            inside.display()
-        ))
-    })?;
-    let meta = fs::symlink_metadata(&path).map_err(failed("look at", &path))?;
-    let parent = path.parent().unwrap_or(Path::new("/"));
-    let above = fs::metadata(parent).map_err(failed("look at", parent))?;
-    if !meta.is_dir() || meta.dev() != above.dev() {
-        return Err(AdapterError::unsupported(format!(
-            "`{}` is a link or a mounted file system and cannot be exchanged: restore with `--to` a directory",
-            path.display()
-        )));
-    }
-    Ok(path)
-}
-
-pub(in crate::postgres) async fn plan(
-    settings: &Settings,
-    cx: &OpContext,
-    backup: &Metadata,
-) -> Result<RestorePlan, AdapterError> {
-    let artifact = base(backup)?;
-    let runtime = runtime(settings)?;
-    let number = artifact.attributes.get("server_version_num").and_then(serde_json::Value::as_u64);
-    let number = u32::try_from(number.unwrap_or(0)).unwrap_or(0);
-    let (inside, told) = directory(settings, cx, artifact, number).await?;
-    let host = cx.within(runtime.volume_path(&inside)).await??;
-    let (target, linked) = blocking(move || {
-        let target = usable(host, &inside)?;
-        let linked = target.join("pg_wal").is_symlink();
-        Ok((target, linked))
-    })
-    .await?;
-    let bytes = artifact.plain_bytes;
-    let name = target.display().to_string();
-    let kept = keep_aside::kept_path(&target, cx.timestamp).display().to_string();
-    let mut steps = vec![
-        format!("unpack {bytes} bytes beside `{name}` and compare each file with the manifest"),
-        "stop the server".to_owned(),
-        format!("put the restored data at `{name}`; what is there becomes `{kept}`"),
-        "start the server and wait until it lets clients in".to_owned(),
-        "(all databases, roles, passwords and settings in that directory become those of the backup)"
-            .to_owned(),
-    ];
-    steps.extend(told);
-    if linked {
-        steps.push("(its WAL lies elsewhere by a link; that of the restored data lies within it)".to_owned());
-    }
-    let seen = |name: &&String| name.contains("_seen");
-    let mut expected = Evidence::default();
-    for name in backup.evidence.counts.keys().filter(seen) {
-        expected.counts.extend(backup.evidence.counts.get_key_value(name).map(|(k, v)| (k.clone(), *v)));
-        let after = backup.evidence.counts_after.get_key_value(name);
-        expected.counts_after.extend(after.map(|(k, v)| (k.clone(), *v)));
-    }
-    let plan = Plan {
-        staged: keep_aside::staging_path(&target, &cx.run_id),
-        swap: None,
-        live: false,
-        seen: expected,
-        target: target.clone(),
-    };
-    let parent = target.parent().unwrap_or(Path::new("/")).to_owned();
-    Ok(RestorePlan {
-        target: RestoreTarget::Live,
-        steps,
-        replaces: vec![Replaced { what: name, kept_as: kept, changed_at: None }],
-        space: vec![SpaceNeed { path: parent, bytes }],
-        token: StepToken::new(&Token::Base(Box::new(plan)))?,
-    })
-}
-
-fn base(backup: &Metadata) -> Result<&ArtifactMeta, AdapterError> {
-    of_content(backup, BASE).ok_or_else(|| AdapterError::corrupt("the backup holds no base backup"))
 }
 
 pub(in crate::postgres) async fn stage(
@@ -335,6 +178,7 @@ pub(in crate::postgres) async fn switch(
     if !plan.exchanged() {
         let deadline = Instant::now() + cx.remaining().unwrap_or(USUAL_TIME);
         let mut stopped = stop(&runtime, cx, deadline).await?;
+        let ran = stopped.interrupts();
         phase(cx, "exchanging the data directory");
         let exchanged = exchange(swap.clone()).await;
         let started = match exchanged {
@@ -342,7 +186,11 @@ pub(in crate::postgres) async fn switch(
             Err(e) => Err(e),
         };
         if let Err(e) = started {
-            take_back(&runtime, cx, &mut stopped, &swap).await?;
+            if let Err(second) = take_back(&runtime, cx, &mut stopped, &swap, ran).await {
+                cx.warn(format!(
+                    "the restore failed, and what was there could not be put back at once: {second}"
+                ));
+            }
             return Err(e);
         }
     } else {
@@ -361,6 +209,7 @@ async fn take_back(
     cx: &OpContext,
     stopped: &mut Interruption,
     swap: &Swap,
+    ran: bool,
 ) -> Result<(), AdapterError> {
     let back = calm(cx);
     let made = identity(&swap.target) == Some(swap.identity);
@@ -383,7 +232,8 @@ async fn take_back(
             interruption.end().await?;
         }
     }
-    if made {
+    // One that ended by itself was not stopped by us.
+    if made && ran {
         runtime.start().await?;
     }
     put_back

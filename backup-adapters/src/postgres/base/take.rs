@@ -16,6 +16,7 @@ use crate::postgres::facts::{ServerFacts, inside_sql};
 use crate::postgres::fault::Failure;
 use crate::postgres::link::{Link, ended};
 use crate::postgres::{Counts, Settings, probe};
+use crate::tree::BLOCK;
 
 /// Whether one could be taken.
 pub(in crate::postgres) async fn check(settings: &Settings, link: &Link) -> Result<(), AdapterError> {
@@ -127,10 +128,29 @@ async fn start(link: &Link) -> Result<Execution, AdapterError> {
     link.start(link.command(argv)).await
 }
 
+/// `pg_basebackup` of version 13 puts the manifest into the archive without the zeros that fill its last block, so that the
+/// archive's end is short of them.
+fn aligned(archive: ByteStream<AdapterError>) -> ByteStream<AdapterError> {
+    stream::try_unfold(Some((archive, 0_usize)), |state| async {
+        let Some((mut archive, over)) = state else { return Ok(None) };
+        match archive.next().await {
+            Some(chunk) => {
+                let chunk = chunk?;
+                let over = (over + chunk.len()) % BLOCK;
+                Ok(Some((chunk, Some((archive, over)))))
+            }
+            None if over == 0 => Ok(None),
+            None => Ok(Some((bytes::Bytes::from(vec![0; BLOCK - over]), None))),
+        }
+    })
+    .boxed()
+}
+
 /// Its end is proven: exit status, every file by the manifest, and the WAL.
 fn body(link: Link, settings: Arc<Settings>, outcome: Arc<Mutex<Outcome>>) -> ByteStream<AdapterError> {
     let begun = async move {
-        let execution = start(&link).await?;
+        let mut execution = start(&link).await?;
+        execution.stdout = aligned(execution.stdout);
         let state = Some((link, settings, outcome, execution, Base::new(())));
         let pieces = stream::try_unfold(state, |state| async {
             let Some((link, settings, outcome, mut execution, mut base)) = state else { return Ok(None) };
