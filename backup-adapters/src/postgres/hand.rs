@@ -45,17 +45,17 @@ fn base_steps(settings: &Settings, backup: &HandContext<'_>, artifact: &Artifact
     let version = attribute(artifact, "server_version").unwrap_or("the same version");
     let exchange = format!("sh -c {} sh {}", shell_quote(EXCHANGE), shell_quote(data));
     let decode = backup.decode(artifact);
-    let (stop, exchange, start) = match (&settings.container, &settings.unit) {
-        (Some(container), _) => {
-            let container = shell_quote(container);
-            let image = format!("\"$(docker inspect -f '{{{{.Config.Image}}}}' {container})\"");
+    let (stop, exchange, start) = match (settings.docker(), &settings.unit) {
+        (Some(docker), _) => {
+            let (program, container) = (docker.program(), shell_quote(docker.container()));
+            let image = format!("\"$({program} inspect -f '{{{{.Config.Image}}}}' {container})\"");
             let (_, rest) = exchange.split_once(' ').unwrap_or_default();
             (
-                format!("docker stop -t 120 {container}"),
+                format!("{program} stop -t 120 {container}"),
                 format!(
-                    "{decode} | docker run --rm -i -u 0 --volumes-from {container} --entrypoint sh {image} {rest}"
+                    "{decode} | {program} run --rm -i -u 0 --volumes-from {container} --entrypoint sh {image} {rest}"
                 ),
-                format!("docker start {container}"),
+                format!("{program} start {container}"),
             )
         }
         (None, Some(unit)) => {

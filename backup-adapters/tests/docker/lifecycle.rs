@@ -109,7 +109,7 @@ async fn a_stop_that_outlives_its_run_is_seen_through_and_undone() {
         kind: InterruptionKind::Stop { grace: Duration::from_secs(4) },
         place: journal.place(),
         instance: runtime.inspect().await.unwrap().instance,
-        began_at: chrono::Utc::now(),
+        began_at: backup_core::Clock::now(&backup_core::SystemClock),
         until: None,
     };
     journal.write(&entry).await.unwrap();

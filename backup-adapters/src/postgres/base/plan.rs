@@ -18,7 +18,7 @@ use super::{BASE, Server};
 use crate::postgres::Settings;
 use crate::postgres::link::Link;
 use crate::postgres::restore::{Token, attribute, blocking, of_content};
-use crate::runtime::{DockerRuntime, HostRuntime};
+use crate::runtime::HostRuntime;
 
 pub(super) fn conflict(what: impl Into<String>) -> AdapterError {
     AdapterError::new(AdapterErrorKind::Conflict, what)
@@ -26,8 +26,8 @@ pub(super) fn conflict(what: impl Into<String>) -> AdapterError {
 
 /// What can stop and start the server.
 pub(super) fn runtime(settings: &Settings) -> Result<Arc<dyn ServiceRuntime>, AdapterError> {
-    match (&settings.container, &settings.unit) {
-        (Some(container), _) => Ok(Arc::new(DockerRuntime::new(container))),
+    match (settings.docker(), &settings.unit) {
+        (Some(docker), _) => Ok(Arc::new(docker)),
         (None, Some(unit)) => Ok(Arc::new(HostRuntime::unit(unit))),
         (None, None) => Err(AdapterError::unsupported(
             "nothing here can stop the server: set `unit` to its systemd unit, or restore with `--to` a directory",
@@ -77,9 +77,9 @@ async fn directory(
     }
     let inside = match server.and_then(|s| s.data_directory) {
         Some(directory) => Some(directory),
-        None => match &settings.container {
-            Some(container) => {
-                let env = cx.within(DockerRuntime::new(container).env("PGDATA")).await?;
+        None => match settings.docker() {
+            Some(docker) => {
+                let env = cx.within(docker.env("PGDATA")).await?;
                 env?.map(|pgdata| pgdata.expose().to_owned())
             }
             None => None,
