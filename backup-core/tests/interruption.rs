@@ -280,13 +280,14 @@ async fn an_order_that_outlives_its_giver_is_seen_through() {
             drop(begin(&fake, kind.clone()).await.unwrap());
             // The run died when it had asked; the engine has not done it yet.
             fake.set_state(if stopping { RunState::Stopping } else { RunState::Running });
-            let engine = fake.clone();
-            let late = tokio::spawn(async move {
+            let late = async {
                 sleep(Duration::from_secs(if stopping { 500 } else { within })).await;
-                engine.set_state(down);
-            });
-            assert_eq!(replay(&fake).await, [Replay::Undone]);
-            assert!(late.is_finished());
+                fake.set_state(down);
+                fake.take_log()
+            };
+            let (replayed, before) = tokio::join!(replay(&fake), late);
+            assert_eq!(replayed, [Replay::Undone]);
+            assert!(!before.contains(&"start") && !before.contains(&"unpause"), "{before:?}");
             assert_eq!(fake.state(), RunState::Running);
         }
     }
