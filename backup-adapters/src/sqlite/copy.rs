@@ -47,10 +47,12 @@ fn copy_in_steps(path: &Path, into: &Path, cx: &OpContext, step_bytes: u64) -> R
     let source = Source::open(path, cx)?;
     let shown = path.display();
     let failed = |e| sqlite_error(format!("cannot read database `{shown}`"), e);
-    let page_size = number(&source, "PRAGMA page_size").map_err(failed)?;
-    let journal_mode: String = source.query_row("PRAGMA journal_mode", [], |r| r.get(0)).map_err(failed)?;
-
+    // Even these wait for locks: after a change of the schema SQLite reads it anew.
     let mut patience = Patience::new(cx, path);
+    let page_size = patience.retry(|| number(&source, "PRAGMA page_size"))?.map_err(failed)?;
+    let journal_mode: String =
+        patience.retry(|| source.query_row("PRAGMA journal_mode", [], |r| r.get(0)))?.map_err(failed)?;
+
     let snapshot = journal_mode == "wal";
     if snapshot {
         hold(&source, &mut patience)?.map_err(failed)?;
