@@ -169,7 +169,8 @@ async fn a_dump_that_is_killed_half_way_is_no_backup() {
             body.next().await.unwrap().unwrap();
             if kill_session {
                 let ended = format!(
-                    "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = '{name}'"
+                    "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
+                     WHERE datname = '{name}' AND backend_type = 'client backend'"
                 );
                 assert_eq!(shared().sql("postgres", &ended), "1");
             } else {
