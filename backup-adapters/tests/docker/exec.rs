@@ -1,5 +1,7 @@
 //! Programs in containers: nothing lost, nothing left.
 
+use std::io::{BufRead as _, BufReader};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use backup_core::runtime::{ExecCommand, ServiceRuntime as _};
@@ -157,6 +159,45 @@ async fn input_that_fails_is_never_taken_for_complete() {
     c.wait_until_alone().await;
     assert_eq!(text(&runtime, sh("ls /tmp/seen-too 2>&1; true")).await.lines().count(), 1);
     assert!(text(&runtime, sh("ls /tmp/seen-too 2>&1; true")).await.contains("No such file"));
+}
+
+#[tokio::test]
+#[ignore = "needs Docker"]
+async fn what_does_not_learn_of_its_client_s_end_is_ended_without_orphans() {
+    let (c, _runtime) = idle();
+    let group = include_str!("../../src/runtime/docker/exec/group.sh");
+    let wrapper = [group, include_str!("../../src/runtime/docker/exec/wrapper.sh")].concat();
+    let kill = [group, include_str!("../../src/runtime/docker/exec/kill.sh")].concat();
+    let mut client = Command::new("timeout")
+        .args([
+            "120",
+            "docker",
+            "exec",
+            "-i",
+            &c.name,
+            "sh",
+            "-c",
+            &wrapper,
+            "sh",
+            "its-nonce",
+            "input",
+            "0",
+            "cat",
+        ])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = String::new();
+    let mut stderr = BufReader::new(client.stderr.take().unwrap());
+    stderr.read_line(&mut said).unwrap();
+    let leader = said.trim().strip_prefix("##PID its-nonce ").unwrap();
+    docker(&["exec", &c.name, "sh", "-c", &kill, "sh", leader, "its-nonce"]);
+    c.wait_until_alone().await;
+    // It was still connected.
+    drop((client.stdin.take(), stderr));
+    client.wait().unwrap();
 }
 
 #[tokio::test]

@@ -87,7 +87,9 @@ impl Container {
             };
             if space(pid).is_ok_and(|s| s == own) {
                 let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-                lines.push(String::from_utf8_lossy(&line).replace('\0', " ").trim().to_owned());
+                let line = String::from_utf8_lossy(&line).replace('\0', " ").trim().to_owned();
+                let remains = || std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+                lines.push(if line.is_empty() { remains() } else { line });
             }
         }
         lines

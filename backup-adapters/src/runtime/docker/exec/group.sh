@@ -33,6 +33,15 @@ bk_next() {
     done
     [ -n "$bk_leaf" ]
 }
+# bk_hit GROUP SIGNAL: sends it to the last leaf, unless that has children by now. It stands still meanwhile: a child that
+# it started between our look and the signal would be an orphan.
+bk_hit() {
+    kill -s STOP "$bk_last" 2>/dev/null
+    bk_next "$1"
+    if [ "${bk_leaf%%:*}" = "$bk_last" ]; then kill -s "$2" "$bk_last" 2>/dev/null; fi
+    kill -s CONT "$bk_last" 2>/dev/null
+    [ "${bk_leaf%%:*}" = "$bk_last" ] || bk_last=''
+}
 bk_end() {
     read -r bk_own bk_line </proc/self/stat
     bk_last='' bk_same=0 bk_rounds=0
@@ -45,8 +54,8 @@ bk_end() {
         *:Z) ;;
         *)
             case $bk_same in
-            0 | 10) kill -s TERM "$bk_last" 2>/dev/null ;;
-            20 | 30 | 40) kill -s KILL "$bk_last" 2>/dev/null ;;
+            0 | 10) bk_hit "$1" TERM ;;
+            20 | 30 | 40) bk_hit "$1" KILL ;;
             esac
             ;;
         esac
@@ -54,4 +63,18 @@ bk_end() {
         sleep 0.1 2>/dev/null || sleep 1
     done
     return 1
+}
+# bk_children GROUP: the children of the group's leader that are in it, without this shell and what is dead.
+bk_children() {
+    bk_all=''
+    for bk_stat in /proc/[0-9]*/stat; do
+        { IFS= read -r bk_line <"$bk_stat"; } 2>/dev/null || continue
+        bk_pid=${bk_line%% *}
+        set -- "$1" ${bk_line##*) }
+        case $bk_pid:$2:$3:$4 in
+        "$bk_own":* | *:Z:*) ;;
+        *:"$1":"$1") bk_all="$bk_all $bk_pid" ;;
+        esac
+    done
+    [ -n "$bk_all" ]
 }

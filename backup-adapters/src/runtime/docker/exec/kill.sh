@@ -6,9 +6,15 @@ if [ -d "/proc/$1" ]; then
     *) exit 0 ;;
     esac
 fi
-bk_end "$1"
-for bk_line in 1 2 3 4 5 6 7 8 9 10; do
-    [ -d "/proc/$1" ] || exit 0
-    sleep 0.3 2>/dev/null || sleep 1
-done
+bk_wait() {
+    for bk_turn in 1 2 3 4 5 6 7 8 9 10; do
+        bk_end "$1"
+        [ -d "/proc/$1" ] || exit 0
+        sleep 0.3 2>/dev/null || sleep 1
+    done
+}
+bk_wait "$1"
+# The engine has not told the leader's children that the client is gone. The leader collects them, and goes last.
+bk_children "$1" && kill -s KILL $bk_all 2>/dev/null
+bk_wait "$1"
 kill -s KILL -- "-$1"

@@ -43,7 +43,10 @@ bk_feed() {
             ;;
         esac
     done
-    bk_end "$$"
+    # Until who runs the program is gone as well: it may be about to start it, and must not find its input at an end.
+    while bk_end "$$"; bk_children "$$"; do
+        sleep 0.1 2>/dev/null || sleep 1
+    done
     exit 0
 }
 bk_feed <&3 3<&- | {
