@@ -1,5 +1,6 @@
 //! A false engine, for what a real one cannot be made to do: streams cut or damaged at a chosen place, wrong answers.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -21,6 +22,8 @@ enum Does {
     Raw(&'static [u8]),
     /// Waits for the client to let the wrapper go.
     AwaitRelease,
+    /// The container stops.
+    Stop,
     /// Breaks the connection.
     Cut,
 }
@@ -29,6 +32,7 @@ enum Does {
 struct Engine {
     script: Vec<Does>,
     exec_state: &'static str,
+    stopped: AtomicBool,
     requests: Mutex<Vec<String>>,
 }
 
@@ -41,7 +45,12 @@ struct Running {
 async fn engine(script: &[Does], exec_state: &'static str) -> Running {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("tcp://{}", listener.local_addr().unwrap());
-    let engine = Arc::new(Engine { script: script.to_vec(), exec_state, requests: Mutex::default() });
+    let engine = Arc::new(Engine {
+        script: script.to_vec(),
+        exec_state,
+        stopped: AtomicBool::new(false),
+        requests: Mutex::default(),
+    });
     let serving = Arc::clone(&engine);
     let mut tasks = JoinSet::new();
     tasks.spawn(async move {
@@ -65,8 +74,7 @@ impl Engine {
         } else if target.ends_with("/containers/svc/json")
             || target.contains("/containers/0123") && target.ends_with("/json")
         {
-            r#"{"Id":"0123456789abcdef","Name":"/svc","Config":{"Image":"img"},
-               "State":{"Running":true,"Paused":false,"Restarting":false,"StartedAt":"2026-01-01T00:00:00Z"}}"#
+            if self.stopped.load(Ordering::SeqCst) { STOPPED } else { RUNS }
         } else if target.ends_with("/exec") {
             r#"{"Id":"e1"}"#
         } else if target.ends_with("/exec/e1/json") {
@@ -107,6 +115,7 @@ impl Engine {
                     connection.read_to_end(&mut said).await.ok()?;
                     assert_eq!(said, b"Q\n");
                 }
+                Does::Stop => self.stopped.store(true, Ordering::SeqCst),
                 Does::Cut => return None,
             }
         }
@@ -132,6 +141,10 @@ async fn request(connection: &mut TcpStream) -> Option<(String, String)> {
     }
 }
 
+const RUNS: &str = r#"{"Id":"0123456789abcdef","Name":"/svc","Config":{"Image":"img"},
+    "State":{"Running":true,"Paused":false,"Restarting":false,"StartedAt":"2026-01-01T00:00:00Z"}}"#;
+const STOPPED: &str = r#"{"Id":"0123456789abcdef","Name":"/svc","Config":{"Image":"img"},
+    "State":{"Running":false,"Paused":false,"Restarting":false,"StartedAt":"2026-01-01T00:00:00Z","ExitCode":137}}"#;
 const PID: Does = Does::Frame(2, "##PID NONCE 7\n");
 const OUT: Does = Does::Frame(1, "half of it");
 const END: [Does; 2] = [Does::Frame(1, "##END NONCE 0\n"), Does::Frame(2, "\n##END NONCE 0\n")];
@@ -213,5 +226,16 @@ async fn an_image_without_a_shell_is_named() {
             failure(&engine(&script, r#"{"Running":false,"ExitCode":127}"#).await.runtime, program()).await;
         assert_eq!(error.kind(), AdapterErrorKind::Unsupported, "{error}");
         assert!(error.to_string().contains("`img` has no `sh`"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_container_that_stopped_is_not_one_without_a_shell() {
+    let text = b"OCI runtime exec failed: open /proc/77/ns/ipc: no such file or directory: unknown\r\n";
+    for script in [vec![Does::Stop, Does::Raw(text), Does::Cut], vec![Does::Stop, Does::Cut]] {
+        let error =
+            failure(&engine(&script, r#"{"Running":false,"ExitCode":126}"#).await.runtime, program()).await;
+        assert_eq!(error.kind(), AdapterErrorKind::Unavailable, "{error}");
+        assert!(error.to_string().contains("stopped with exit code 137"), "{error}");
     }
 }

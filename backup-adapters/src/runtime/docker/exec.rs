@@ -19,6 +19,7 @@ use futures::{FutureExt as _, StreamExt as _, stream};
 use tokio::sync::{mpsc, oneshot};
 
 use self::driver::{Driver, Piece};
+use self::failure::Failure;
 use super::engine::{Engine, one_line};
 use super::name_of;
 
@@ -168,18 +169,22 @@ impl Spot {
             Ok(Err(bollard::errors::Error::DockerResponseServerError { message, .. }))
                 if says_no_shell(&message) =>
             {
-                Err(self.no_shell())
+                Err(self.no_shell().await.error())
             }
             Ok(Err(e)) => Err(self.engine.error(&what, e)),
             Err(_) => Err(self.engine.error(&what, bollard::errors::Error::RequestTimeoutError)),
         }
     }
 
-    fn no_shell(&self) -> AdapterError {
-        AdapterError::unsupported(format!(
+    /// A container that has just stopped is told in the same words by the engine.
+    async fn no_shell(&self) -> Failure {
+        if let Some(failure) = self.look().await {
+            return failure;
+        }
+        Failure::from(AdapterError::unsupported(format!(
             "no program can be run in container `{}`: its image `{}` has no `sh`",
             self.name, self.image
-        ))
+        )))
     }
 
     /// How an exec stands: `None` while it runs.

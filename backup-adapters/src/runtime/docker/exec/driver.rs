@@ -227,7 +227,7 @@ impl Driver {
             return failure.during(&self.program);
         }
         if before_start && let Ok(Some(126 | 127)) = self.spot.exit_code(&self.exec_id).await {
-            return self.spot.no_shell().into();
+            return self.spot.no_shell().await;
         }
         let what = "the connection to the engine broke off; how it ended is not known";
         Failure::new(Kind::Unavailable, format!("`{}` in container `{}`: {what}", self.program, self.name))
@@ -238,7 +238,7 @@ impl Driver {
         if self.leader.get().is_none() {
             // The engine reports so what kept it from starting the program.
             if says_no_shell(&text) {
-                return self.spot.no_shell().into();
+                return self.spot.no_shell().await;
             }
             let text = without_secrets(one_line(&text), &self.env);
             let message = format!("cannot run `{}` in container `{}`: {text}", self.program, self.name);
