@@ -88,6 +88,26 @@ async fn a_slow_reader_loses_nothing() {
     c.wait_until_alone().await;
 }
 
+/// The engine passes the two streams on in any order, and a program that prints at once can be ahead of all else.
+#[tokio::test]
+#[ignore = "needs Docker"]
+async fn what_prints_at_once_starts_all_the_same() {
+    let (c, runtime) = idle();
+    for _ in 0..12 {
+        let starts = (0..16).map(|_| {
+            let runtime = runtime.clone();
+            async move {
+                let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
+                let command = sh("exec cat /dev/zero").with_deadline(Some(deadline));
+                let mut execution = runtime.exec(command).await.unwrap();
+                execution.stdout.next().await.unwrap().unwrap();
+            }
+        });
+        futures::future::join_all(starts).await;
+    }
+    c.wait_until_alone().await;
+}
+
 #[tokio::test]
 #[ignore = "needs Docker"]
 async fn input_comes_back_as_it_went() {
@@ -185,18 +205,18 @@ async fn what_does_not_learn_of_its_client_s_end_is_ended_without_orphans() {
             "cat",
         ])
         .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
         .spawn()
         .unwrap();
     let mut said = String::new();
-    let mut stderr = BufReader::new(client.stderr.take().unwrap());
-    stderr.read_line(&mut said).unwrap();
+    let mut stdout = BufReader::new(client.stdout.take().unwrap());
+    stdout.read_line(&mut said).unwrap();
     let leader = said.trim().strip_prefix("##PID its-nonce ").unwrap();
     docker(&["exec", &c.name, "sh", "-c", &kill, "sh", leader, "its-nonce"]);
     c.wait_until_alone().await;
     // It was still connected.
-    drop((client.stdin.take(), stderr));
+    drop((client.stdin.take(), stdout));
     client.wait().unwrap();
 }
 

@@ -145,7 +145,7 @@ const RUNS: &str = r#"{"Id":"0123456789abcdef","Name":"/svc","Config":{"Image":"
     "State":{"Running":true,"Paused":false,"Restarting":false,"StartedAt":"2026-01-01T00:00:00Z"}}"#;
 const STOPPED: &str = r#"{"Id":"0123456789abcdef","Name":"/svc","Config":{"Image":"img"},
     "State":{"Running":false,"Paused":false,"Restarting":false,"StartedAt":"2026-01-01T00:00:00Z","ExitCode":137}}"#;
-const PID: Does = Does::Frame(2, "##PID NONCE 7\n");
+const PID: Does = Does::Frame(1, "##PID NONCE 7\n");
 const OUT: Does = Does::Frame(1, "half of it");
 const END: [Does; 2] = [Does::Frame(1, "##END NONCE 0\n"), Does::Frame(2, "\n##END NONCE 0\n")];
 const ENDED: &str = r#"{"Running":false,"ExitCode":0}"#;
@@ -189,6 +189,12 @@ async fn a_cut_stream_is_an_error_wherever_it_is_cut() {
 
 #[tokio::test]
 async fn damaged_frames_are_corruption() {
+    for stray in ["", "x", "##PID 00 7\n"].map(|s| Does::Frame(1, s)) {
+        let error =
+            failure(&engine(&[stray, OUT, Does::Frame(1, "\n"), Does::Cut], ENDED).await.runtime, program())
+                .await;
+        assert_eq!(error.kind(), AdapterErrorKind::Corrupt, "{error}");
+    }
     let long = b"\x01\0\0\0\0\0\0\x20only a part".as_slice();
     for raw in [&b"\x07garbage"[..], b"plain text\n", b"\x00\0\0\0\0\0\0\x01x", long] {
         let e = engine(&[PID, OUT, Does::Raw(raw), Does::Cut], ENDED).await;

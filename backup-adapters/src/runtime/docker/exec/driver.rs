@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::failure::Failure;
 use super::feed::feed;
-use super::marks::{Note, Stderr, Stdout};
+use super::marks::{Note, Stderr, Stdout, Stray};
 use super::{
     Input, NEVER, Output, PIECE, START, Spot, last_lines, one_line, outcome_of, says_no_shell,
     without_secrets,
@@ -158,19 +158,23 @@ impl Driver {
             let Some(frame) = frame else { break };
             match frame {
                 Ok(LogOutput::StdOut { message }) => {
-                    gathered.extend_from_slice(&stdout.push(message).map_err(|_| {
-                        self.corrupt("something that it left behind went on printing after its end")
+                    gathered.extend_from_slice(&stdout.push(message).map_err(|stray| {
+                        self.corrupt(match stray {
+                            Stray::BeforeStart => "its output does not begin as it must",
+                            Stray::AfterEnd => "something that it left behind went on printing after its end",
+                        })
                     })?);
+                    if let Some(pid) = stdout.leader()
+                        && let Some(start) = start.take()
+                    {
+                        self.leader.get_or_init(|| pid);
+                        // Given up meanwhile: that is seen elsewhere.
+                        drop(start.send(Ok(())));
+                    }
                 }
                 Ok(LogOutput::StdErr { message }) => {
                     for note in stderr.push(&message) {
                         match note {
-                            Note::Started(pid) => {
-                                self.leader.get_or_init(|| pid);
-                                if let Some(start) = start.take() {
-                                    drop(start.send(Ok(())));
-                                }
-                            }
                             Note::Refused(what) => return Err(self.refused(&what)),
                             Note::NotFed if said.is_none() => {
                                 return Err(self.corrupt("its input could not be handed over"));

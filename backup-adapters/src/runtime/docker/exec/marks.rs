@@ -7,21 +7,41 @@ const TAIL: usize = 64 << 10;
 /// No line of the wrapper is longer.
 const LONGEST: usize = 128;
 
-/// Separates what the program printed on standard output from the wrapper's last line, which ends it.
+/// Separates what the program printed on standard output from the wrapper's first line and from its last one, which ends it.
+///
+/// The first line is here, and not on standard error: the engine keeps the order within one stream only. A program that
+/// prints at once can have filled all buffers before the first of standard error arrives; then we would wait for the word
+/// of its start, and it would wait for somebody who takes its output.
 #[derive(Debug)]
 pub(super) struct Stdout {
+    first: Vec<u8>,
     mark: Vec<u8>,
     held: BytesMut,
+    leader: Option<u64>,
     code: Option<i64>,
 }
 
-/// The program's output went on after its end.
+/// Something was printed that cannot be the program's.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Overrun;
+pub(super) enum Stray {
+    BeforeStart,
+    AfterEnd,
+}
 
 impl Stdout {
     pub(super) fn new(nonce: &str) -> Self {
-        Self { mark: format!("##END {nonce} ").into_bytes(), held: BytesMut::new(), code: None }
+        Self {
+            first: format!("##PID {nonce} ").into_bytes(),
+            mark: format!("##END {nonce} ").into_bytes(),
+            held: BytesMut::new(),
+            leader: None,
+            code: None,
+        }
+    }
+
+    /// The wrapper's process id in the container, once it is about to start the program.
+    pub(super) fn leader(&self) -> Option<u64> {
+        self.leader
     }
 
     /// The exit code, once the output is complete.
@@ -30,12 +50,22 @@ impl Stdout {
     }
 
     /// Takes what came, and gives what is certainly the program's.
-    pub(super) fn push(&mut self, came: Bytes) -> Result<Bytes, Overrun> {
+    pub(super) fn push(&mut self, mut came: Bytes) -> Result<Bytes, Stray> {
+        if self.leader.is_none() {
+            let end = came.iter().position(|b| *b == b'\n').map_or(came.len(), |at| at + 1);
+            self.held.extend_from_slice(&came.split_to(end));
+            let Some(line) = self.held.strip_suffix(b"\n") else {
+                return if self.held.len() > LONGEST { Err(Stray::BeforeStart) } else { Ok(Bytes::new()) };
+            };
+            let pid = line.strip_prefix(self.first.as_slice()).and_then(|d| std::str::from_utf8(d).ok());
+            self.leader = Some(pid.and_then(|d| d.parse().ok()).ok_or(Stray::BeforeStart)?);
+            self.held.clear();
+        }
         if came.is_empty() {
             return Ok(came);
         }
         if self.code.is_some() {
-            return Err(Overrun);
+            return Err(Stray::AfterEnd);
         }
         let mut data = if self.held.is_empty() {
             came
@@ -91,8 +121,6 @@ enum Mark {
 /// What the wrapper says on standard error.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Note {
-    /// It is about to start the program; its process id in the container.
-    Started(u64),
     /// It cannot work here, and why in one word.
     Refused(String),
     /// The program takes no more input.
@@ -157,7 +185,6 @@ impl Stderr {
             return None;
         }
         match (word, value) {
-            ("##PID", Some(pid)) => Some(Note::Started(pid.parse().ok()?)),
             ("##ERR", Some(what)) => Some(Note::Refused(what.to_owned())),
             ("##FED", None) => Some(Note::NotFed),
             ("##END", Some(code)) => Some(Note::Ended(code.parse().ok()?)),
@@ -178,8 +205,15 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    fn started(nonce: &str) -> Stdout {
+        let mut stdout = Stdout::new(nonce);
+        assert_eq!(stdout.push(format!("##PID {nonce} 12\n").into()), Ok(Bytes::new()));
+        assert_eq!(stdout.leader(), Some(12));
+        stdout
+    }
+
     fn split(parts: &[&[u8]]) -> (Vec<u8>, Option<i64>) {
-        let mut stdout = Stdout::new("N");
+        let mut stdout = started("N");
         let mut all = Vec::new();
         for part in parts {
             all.extend_from_slice(&stdout.push(Bytes::copy_from_slice(part)).unwrap());
@@ -200,15 +234,29 @@ mod tests {
 
     #[test]
     fn nothing_may_follow_it() {
-        let mut stdout = Stdout::new("N");
+        let mut stdout = started("N");
         stdout.push(Bytes::from_static(b"##END N 0\n")).unwrap();
-        assert_eq!(stdout.push(Bytes::from_static(b"x")), Err(Overrun));
+        assert_eq!(stdout.push(Bytes::from_static(b"x")), Err(Stray::AfterEnd));
+    }
+
+    #[test]
+    fn the_first_line_is_not_the_programs() {
+        let mut stdout = Stdout::new("N");
+        assert_eq!(stdout.push(Bytes::from_static(b"##PID N 1")), Ok(Bytes::new()));
+        assert_eq!(stdout.leader(), None);
+        assert_eq!(stdout.push(Bytes::from_static(b"2\nabc")), Ok(Bytes::from_static(b"abc")));
+        assert_eq!(stdout.leader(), Some(12));
+        assert_eq!(stdout.push(Bytes::from_static(b"##PID N 13\n")), Ok(Bytes::from_static(b"##PID N 13\n")));
+        for stray in ["x\n", "##PID M 12\n", "##PID N x\n", "##PID N 12 \n", &"x".repeat(LONGEST + 1)] {
+            let mut stdout = Stdout::new("N");
+            assert_eq!(stdout.push(stray.to_owned().into()), Err(Stray::BeforeStart), "{stray}");
+        }
     }
 
     #[test]
     fn lines_of_the_wrapper_are_not_the_programs() {
         let mut stderr = Stderr::new("N");
-        assert_eq!(stderr.push(b"##PID N 12\nfirst\n"), [Note::Started(12)]);
+        assert_eq!(stderr.push(b"##ERR N dd\nfirst\n"), [Note::Refused("dd".to_owned())]);
         assert_eq!(stderr.push(b"##END M 0\n##END N no\nno newline"), []);
         assert_eq!(stderr.push(b"\n##END N 3\n"), [Note::Ended(3)]);
         assert_eq!(stderr.tail(), "first\n##END M 0\n##END N no\nno newline");
@@ -230,6 +278,7 @@ mod tests {
         #[test]
         fn cuts_do_not_matter(data in "[#END N0\n]{0,40}", cuts in proptest::collection::vec(0_usize..60, 0..6)) {
             let whole = format!("{data}##END NNN 7\n").into_bytes();
+            let whole = [b"##PID NNN 12\n".as_slice(), &whole].concat();
             let mut stdout = Stdout::new("NNN");
             let mut cuts: Vec<usize> = cuts.into_iter().map(|c| c.min(whole.len())).chain([0, whole.len()]).collect();
             cuts.sort_unstable();

@@ -28,7 +28,8 @@ bk_group ${bk_line##*) }
 if [ "$bk_mode" = input ]; then
     printf x | dd bs=1 count=1 iflag=fullblock >/dev/null 2>&1 || bk_fail dd
 fi
-printf '##PID %s %s\n' "$bk_nonce" "$$" >&2
+# Before anything that the program prints, and on the same stream: only there it stays the first.
+printf '##PID %s %s\n' "$bk_nonce" "$$"
 bk_feed() {
     while IFS= read -r bk_line; do
         case $bk_line in
