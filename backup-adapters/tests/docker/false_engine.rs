@@ -189,12 +189,6 @@ async fn a_cut_stream_is_an_error_wherever_it_is_cut() {
 
 #[tokio::test]
 async fn damaged_frames_are_corruption() {
-    for stray in ["", "x", "##PID 00 7\n"].map(|s| Does::Frame(1, s)) {
-        let error =
-            failure(&engine(&[stray, OUT, Does::Frame(1, "\n"), Does::Cut], ENDED).await.runtime, program())
-                .await;
-        assert_eq!(error.kind(), AdapterErrorKind::Corrupt, "{error}");
-    }
     let long = b"\x01\0\0\0\0\0\0\x20only a part".as_slice();
     for raw in [&b"\x07garbage"[..], b"plain text\n", b"\x00\0\0\0\0\0\0\x01x", long] {
         let e = engine(&[PID, OUT, Does::Raw(raw), Does::Cut], ENDED).await;
@@ -221,6 +215,20 @@ async fn an_end_that_contradicts_itself_is_none() {
         failure(&engine(&script, ENDED).await.runtime, program()).await.kind(),
         AdapterErrorKind::Unavailable
     );
+}
+
+#[tokio::test]
+async fn what_the_engine_says_instead_of_starting_is_told() {
+    for text in ["exec failed: no space left\r\n", "##PID 00 7\n"] {
+        let script = [Does::Frame(1, text), Does::Cut];
+        let error = failure(&engine(&script, UNKNOWN).await.runtime, program()).await;
+        assert!(error.to_string().contains(text.trim()), "{error}");
+    }
+    // Of a container that it still calls running.
+    let script = [Does::Frame(1, "cannot exec in a stopped state: unknown\r\n"), Does::Stop, Does::Cut];
+    let error = failure(&engine(&script, UNKNOWN).await.runtime, program()).await;
+    assert_eq!(error.kind(), AdapterErrorKind::Unavailable, "{error}");
+    assert!(error.to_string().contains("stopped with exit code 137"), "{error}");
 }
 
 #[tokio::test]

@@ -53,7 +53,7 @@ pub(super) async fn read(
         if container.state.as_ref().map(state_of) == Some(RunState::Running) {
             // A program in the container sees what the engine may not: file systems in memory.
             match gather(cat(engine, container, path).await, limit, path).await {
-                Err(e) if e.kind() == AdapterErrorKind::Unsupported => {}
+                Err(e) if other_ways(&e) => {}
                 other => return other,
             }
         }
@@ -68,6 +68,13 @@ pub(super) async fn read(
         let message = format!("`{path}` in the container could not be read in time");
         Err(AdapterError::new(AdapterErrorKind::Timeout, message))
     })
+}
+
+/// Whether a file may be had in another way than by a program in the container: there is no shell, or the container was
+/// stopped or paused meanwhile.
+fn other_ways(e: &AdapterError) -> bool {
+    use AdapterErrorKind as Kind;
+    matches!(e.kind(), Kind::Unsupported | Kind::Unavailable | Kind::Conflict)
 }
 
 fn too_large(path: &str, limit: usize) -> AdapterError {
@@ -135,7 +142,7 @@ pub(super) async fn open(
                 let body = body.chain(unchanged(Arc::clone(engine), id, file, before));
                 return Ok(ContainerFile { bytes, body: exactly(bytes, body.boxed()) });
             }
-            Err(e) if e.kind() == AdapterErrorKind::Unsupported => {}
+            Err(e) if other_ways(&e) => {}
             Err(e) => return Err(e),
         }
     }

@@ -23,6 +23,9 @@ use super::{
 /// How long the wrapper gets to go once it was let go, and to send the second of its two last lines after the first.
 const GOING: Duration = Duration::from_secs(15);
 
+/// What the engine says of a container that has ended already, while it still calls it a running one.
+const STOPPED: &str = "in a stopped state";
+
 #[derive(Debug)]
 pub(super) enum Piece {
     Data(Bytes),
@@ -158,12 +161,15 @@ impl Driver {
             let Some(frame) = frame else { break };
             match frame {
                 Ok(LogOutput::StdOut { message }) => {
-                    gathered.extend_from_slice(&stdout.push(message).map_err(|stray| {
-                        self.corrupt(match stray {
-                            Stray::BeforeStart => "its output does not begin as it must",
-                            Stray::AfterEnd => "something that it left behind went on printing after its end",
-                        })
-                    })?);
+                    match stdout.push(message) {
+                        Ok(data) => gathered.extend_from_slice(&data),
+                        Err(Stray::BeforeStart(text)) => return Err(self.garbage(&text).await),
+                        Err(Stray::AfterEnd) => {
+                            return Err(
+                                self.corrupt("something that it left behind went on printing after its end")
+                            );
+                        }
+                    }
                     if let Some(pid) = stdout.leader()
                         && let Some(start) = start.take()
                     {
@@ -243,6 +249,9 @@ impl Driver {
             // The engine reports so what kept it from starting the program.
             if says_no_shell(&text) {
                 return self.spot.no_shell().await;
+            }
+            if text.contains(STOPPED) {
+                return self.spot.stopped().await;
             }
             let text = without_secrets(one_line(&text), &self.env);
             let message = format!("cannot run `{}` in container `{}`: {text}", self.program, self.name);

@@ -6,6 +6,8 @@ use bytes::{Bytes, BytesMut};
 const TAIL: usize = 64 << 10;
 /// No line of the wrapper is longer.
 const LONGEST: usize = 128;
+/// Nor is one of the engine's, in bytes.
+const LINE: usize = 4096;
 
 /// Separates what the program printed on standard output from the wrapper's first line and from its last one, which ends it.
 ///
@@ -24,7 +26,8 @@ pub(super) struct Stdout {
 /// Something was printed that cannot be the program's.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Stray {
-    BeforeStart,
+    /// A line instead of the wrapper's first one: the engine says so what kept it from starting the program.
+    BeforeStart(Bytes),
     AfterEnd,
 }
 
@@ -54,12 +57,16 @@ impl Stdout {
         if self.leader.is_none() {
             let end = came.iter().position(|b| *b == b'\n').map_or(came.len(), |at| at + 1);
             self.held.extend_from_slice(&came.split_to(end));
-            let Some(line) = self.held.strip_suffix(b"\n") else {
-                return if self.held.len() > LONGEST { Err(Stray::BeforeStart) } else { Ok(Bytes::new()) };
-            };
-            let pid = line.strip_prefix(self.first.as_slice()).and_then(|d| std::str::from_utf8(d).ok());
-            self.leader = Some(pid.and_then(|d| d.parse().ok()).ok_or(Stray::BeforeStart)?);
-            self.held.clear();
+            let line = self.held.strip_suffix(b"\n");
+            if line.is_none() && self.held.len() <= LINE {
+                return Ok(Bytes::new());
+            }
+            let pid = line.and_then(|line| line.strip_prefix(self.first.as_slice()));
+            self.leader = pid.and_then(|d| std::str::from_utf8(d).ok()?.parse().ok());
+            let line = self.held.split().freeze();
+            if self.leader.is_none() {
+                return Err(Stray::BeforeStart(line));
+            }
         }
         if came.is_empty() {
             return Ok(came);
@@ -247,9 +254,10 @@ mod tests {
         assert_eq!(stdout.push(Bytes::from_static(b"2\nabc")), Ok(Bytes::from_static(b"abc")));
         assert_eq!(stdout.leader(), Some(12));
         assert_eq!(stdout.push(Bytes::from_static(b"##PID N 13\n")), Ok(Bytes::from_static(b"##PID N 13\n")));
-        for stray in ["x\n", "##PID M 12\n", "##PID N x\n", "##PID N 12 \n", &"x".repeat(LONGEST + 1)] {
+        for stray in ["x\n", "##PID M 12\n", "##PID N x\n", "##PID N 12 \n", &"x".repeat(LINE + 1)] {
             let mut stdout = Stdout::new("N");
-            assert_eq!(stdout.push(stray.to_owned().into()), Err(Stray::BeforeStart), "{stray}");
+            let line = Bytes::from(stray.to_owned());
+            assert_eq!(stdout.push(line.clone()), Err(Stray::BeforeStart(line)), "{stray}");
         }
     }
 

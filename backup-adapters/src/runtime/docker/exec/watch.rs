@@ -22,6 +22,17 @@ impl Spot {
         }
     }
 
+    /// The container has ended. That its engine knows this, too, takes a moment: it collects the rest of its output first.
+    pub(super) async fn stopped(&self) -> Failure {
+        for _ in 0..50 {
+            if let Some(failure) = self.look().await {
+                return failure;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        Failure::over(AdapterErrorKind::Unavailable, format!("container `{}` stopped", self.name))
+    }
+
     /// What keeps a program from going on in the container, if anything.
     pub(super) async fn look(&self) -> Option<Failure> {
         use AdapterErrorKind as Kind;
