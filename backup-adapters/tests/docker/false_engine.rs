@@ -224,6 +224,13 @@ async fn what_the_engine_says_instead_of_starting_is_told() {
         let error = failure(&engine(&script, UNKNOWN).await.runtime, program()).await;
         assert!(error.to_string().contains(text.trim()), "{error}");
     }
+    // What a program that did start printed is shown to nobody.
+    for state in [ENDED, r#"{"Running":true}"#] {
+        let script = [Does::Frame(1, "canary\n"), Does::Cut];
+        let error = failure(&engine(&script, state).await.runtime, program()).await;
+        assert_eq!(error.kind(), AdapterErrorKind::Corrupt, "{error}");
+        assert!(!format!("{error:?}").contains("canary"), "{error}");
+    }
     // Of a container that it still calls running.
     let script = [Does::Frame(1, "cannot exec in a stopped state: unknown\r\n"), Does::Stop, Does::Cut];
     let error = failure(&engine(&script, UNKNOWN).await.runtime, program()).await;

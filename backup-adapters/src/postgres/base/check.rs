@@ -200,7 +200,8 @@ pub(super) fn judge(manifest: &Manifest, seen: &BTreeMap<String, (u64, u32)>) ->
 
 /// Each segment that is needed must be there, and long enough.
 fn wal(manifest: &Manifest, seen: &BTreeMap<String, (u64, u32)>) -> Result<(), AdapterError> {
-    // `TTTTTTTTXXXXXXXXYYYYYYYY`: time line and number. Which time line a segment has after a switch is not told.
+    // A segment's name is 24 hexadecimal digits: 8 of its time line, 16 of its number. The manifest does not tell which
+    // time line a segment has after a switch, so that the numbers alone are compared.
     let segment = |(path, (size, _)): (&String, &(u64, u32))| {
         let name = path.strip_prefix(WAL)?;
         let number = name.get(8..).filter(|n| n.len() == 16 && n.bytes().all(|b| b.is_ascii_hexdigit()))?;

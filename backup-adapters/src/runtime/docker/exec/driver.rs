@@ -253,9 +253,13 @@ impl Driver {
             if text.contains(STOPPED) {
                 return self.spot.stopped().await;
             }
-            let text = without_secrets(one_line(&text), &self.env);
-            let message = format!("cannot run `{}` in container `{}`: {text}", self.program, self.name);
-            return Failure::new(Kind::Other, message);
+            // Only if the program was never started: else it may be what the program printed, which can be a secret.
+            if let Ok(Some(126 | 127)) = self.spot.exit_code(&self.exec_id).await {
+                let text = without_secrets(one_line(&text), &self.env);
+                let message = format!("cannot run `{}` in container `{}`: {text}", self.program, self.name);
+                return Failure::new(Kind::Other, message);
+            }
+            return self.corrupt("its output does not begin as it must");
         }
         match self.spot.look().await {
             Some(failure) => failure.during(&self.program),
