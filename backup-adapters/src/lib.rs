@@ -26,6 +26,7 @@
 //! | `sqlite` | a SQLite database through its own backup API; bundles SQLite |
 //! | `redis` | a Redis or Valkey server, over the wire |
 //! | `postgres` | a PostgreSQL or YugabyteDB (YSQL) server, with its own client programs |
+//! | `weaviate` | a Weaviate server, by its own backup API |
 //! | `object` | stores at `s3://`, and over a client of one's own |
 
 use std::sync::Arc;
@@ -54,6 +55,8 @@ pub mod stores;
     expect(dead_code, unreachable_pub, reason = "`env` alone uses a part of it")
 )]
 mod tree;
+#[cfg(feature = "weaviate")]
+pub mod weaviate;
 
 /// Every adapter that this build has, in the order in which they discover: what an earlier one protects, a later one
 /// leaves out.
@@ -68,6 +71,10 @@ pub fn builtin_adapters() -> AdapterRegistry {
     let r = r.with::<postgres::PostgresConfig>();
     #[cfg(not(feature = "postgres"))]
     let r = r.with_disabled("postgres", "postgres");
+    #[cfg(feature = "weaviate")]
+    let r = r.with::<weaviate::WeaviateConfig>();
+    #[cfg(not(feature = "weaviate"))]
+    let r = r.with_disabled("weaviate", "weaviate");
     #[cfg(feature = "sqlite")]
     let r = r.with::<sqlite::SqliteConfig>();
     #[cfg(not(feature = "sqlite"))]

@@ -25,11 +25,13 @@ mod mounts;
 mod network;
 mod reader;
 mod survey;
+mod twin;
 
 pub use engine::DEFAULT_ENGINE;
 pub use files::ContainerFile;
 pub use reader::VolumeReader;
 pub use survey::{compose_project, compose_service, survey, survey_of};
+pub use twin::{Twin, TwinChange};
 
 /// One container, by name, id or label (`label=key=value`).
 ///
@@ -139,6 +141,21 @@ impl DockerRuntime {
         reader::open(&self.engine, &self.found().await?, run).await
     }
 
+    /// A container like this one on other data, started: for a test restore, or to prepare data. It carries `run`; see
+    /// [`Self::reclaim`].
+    ///
+    /// # Errors
+    /// `NotFound`, and those of the engine.
+    pub async fn twin(&self, run: &RunId, change: TwinChange) -> Result<Twin, AdapterError> {
+        twin::start(&self.engine, self.found().await?, run, change).await
+    }
+
+    /// Whether the engine sees the files of this host: it is reached over a socket.
+    #[must_use]
+    pub fn shares_files(&self) -> bool {
+        self.engine.socket().is_some()
+    }
+
     /// Removes what dead runs left beside containers on this engine.
     ///
     /// # Errors
@@ -155,7 +172,7 @@ async fn reclaim(engine: &Engine, dead: &[RunId]) -> Result<Vec<String>, Adapter
             let id = left.id.clone().unwrap_or_default();
             let request = reader::remove(engine.client().await?, &id);
             engine.call("remove a container of a dead run", request).await.or_else(reader::gone)?;
-            removed.push(format!("container `{}`, which read volumes for run {run}", find::name(&left)));
+            removed.push(format!("container `{}`, a helper of run {run}", find::name(&left)));
         }
     }
     Ok(removed)

@@ -128,7 +128,7 @@ async fn create(
     let client = engine.client().await?;
     let request = client.create_container(None::<CreateContainerOptions>, body);
     let id = engine.call(what, request).await?.id;
-    Ok(Removal { client: client.clone(), engine: Arc::clone(engine), id, done: false })
+    Ok(Removal::new(client, engine, id))
 }
 
 /// The service's mounts, by name and for reading. Not `VolumesFrom`: that makes the service's anonymous volumes those of
@@ -166,6 +166,10 @@ pub(super) struct Removal {
 }
 
 impl Removal {
+    pub(super) fn new(client: &Docker, engine: &Arc<Engine>, id: String) -> Self {
+        Self { client: client.clone(), engine: Arc::clone(engine), id, done: false }
+    }
+
     pub(super) async fn now(mut self) -> Result<(), AdapterError> {
         self.done = true;
         self.engine.call("remove a container of ours", remove(&self.client, &self.id)).await.or_else(gone)

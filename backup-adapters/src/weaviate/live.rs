@@ -1,0 +1,400 @@
+//! Restores over the live server. A server of its own restores the backup into a folder in the live one's volume, and
+//! counts it. Then the live server is stopped, the entries of the two data directories are exchanged, and it is started.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use backup_core::runtime::{Interruption, InterruptionKind, ServiceRuntime as _};
+use backup_core::{
+    AdapterError, AdapterErrorKind, Evidence, OpContext, Replaced, RestorePlan, RestoreSource, RestoreTarget,
+    SpaceNeed, StepToken, keep_aside,
+};
+use serde::{Deserialize, Serialize};
+use tokio::time::{Instant, sleep};
+
+use super::census::Schema;
+use super::exchange;
+use super::job::phase;
+use super::restore::{Backup, Token, fixed, unpack};
+use super::server::{self, Server};
+use super::twin::{self, Load};
+use crate::tree::live::blocking;
+
+/// How long a server may take to end by itself: it writes what it holds in memory.
+const GRACE: Duration = Duration::from_secs(120);
+
+/// How long a switch may take where the run has no budget.
+const USUAL_TIME: Duration = Duration::from_secs(1800);
+
+/// How long the server may take to answer once it is started.
+const START: Duration = Duration::from_secs(600);
+
+const LOOK: Duration = Duration::from_millis(200);
+
+/// A restore over the live server, at any step.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Live {
+    /// The data directory, on this host.
+    data: PathBuf,
+    /// Names in it that stay.
+    keep: BTreeSet<String>,
+    /// Where the backup is restored, in the same volume.
+    staged: PathBuf,
+    /// Where the old entries go.
+    kept: PathBuf,
+    /// The name of the live node.
+    node: String,
+    /// What was counted in the staged data. `None` before `stage`.
+    expected: Option<Evidence>,
+    live: bool,
+    /// What earlier steps left.
+    older: Vec<PathBuf>,
+}
+
+fn failed(what: &str, path: &Path) -> impl Fn(std::io::Error) -> AdapterError + use<> {
+    let message = format!("cannot {what} `{}`", path.display());
+    move |e| AdapterError::io(message.clone(), e)
+}
+
+/// The data directory on this host, and the names in it that stay.
+pub(super) async fn folders(
+    server: &Server,
+    cx: &OpContext,
+) -> Result<(PathBuf, BTreeSet<String>), AdapterError> {
+    let Some(docker) = &server.container else {
+        return Err(AdapterError::unsupported(format!(
+            "nothing here can stop {server}: name its `container`, or restore into a directory and by hand"
+        )));
+    };
+    let path = async |name: &str, usual: &str| -> Result<PathBuf, AdapterError> {
+        let value = cx.within(docker.env(name)).await??;
+        // A relative path is relative to where the image starts its server.
+        Ok(Path::new("/").join(value.map_or(usual.to_owned(), |v| v.expose().to_owned())))
+    };
+    let inside = path("PERSISTENCE_DATA_PATH", "data").await?;
+    let backups = path("BACKUP_FILESYSTEM_PATH", "backups").await?;
+    let seen = cx.within(docker.inspect()).await??;
+    let Some(data) = seen.host_path(&inside) else {
+        return Err(AdapterError::unsupported(format!(
+            "the data directory `{}` of {server} is in no volume that can be reached from this host",
+            inside.display()
+        )));
+    };
+    let others = seen.mounts.iter().map(|m| m.inside.as_path()).chain([backups.as_path()]);
+    Ok((data, fixed(&inside, others)))
+}
+
+pub(super) async fn plan(
+    server: &Server,
+    cx: &OpContext,
+    backup: &Backup,
+) -> Result<RestorePlan, AdapterError> {
+    let (data, keep) = folders(server, cx).await?;
+    let (node, collections) = match look(server, cx).await {
+        Ok(seen) => seen,
+        // One that cannot even start is what restores are for.
+        Err(e) if e.kind() == AdapterErrorKind::Unavailable => (named(server, cx).await?, None),
+        Err(e) => return Err(e),
+    };
+    let name = "weaviate";
+    let live = Live {
+        staged: keep_aside::staging_path(&data.join(name), &cx.run_id),
+        kept: keep_aside::kept_path(&data.join(name), cx.timestamp),
+        keep,
+        node: if node.is_empty() { backup.node.clone() } else { node },
+        expected: None,
+        live: false,
+        older: Vec::new(),
+        data,
+    };
+    let kept_as = live.kept.display().to_string();
+    let steps = vec![
+        format!(
+            "start a server of the same image beside {server}, which restores the backup into `{}`",
+            live.staged.display()
+        ),
+        "count what it restored, and end it".to_owned(),
+        format!("stop {server}"),
+        format!("put the restored data into `{}`; what is there goes to `{kept_as}`", live.data.display()),
+        "start it, and compare its collections".to_owned(),
+    ];
+    let replaces = vec![Replaced {
+        what: match collections {
+            Some(many) => format!("the {many} collections of {server}"),
+            None => format!("the data of {server}, which does not answer"),
+        },
+        kept_as,
+        changed_at: Some(cx.clock.now()),
+    }];
+    // The backup, and the data made of it.
+    let space = vec![SpaceNeed { path: live.data.clone(), bytes: backup.bytes.saturating_mul(2) }];
+    let token = StepToken::new(&Token::Live(Box::new(live)))?;
+    Ok(RestorePlan { target: RestoreTarget::Live, steps, replaces, space, token })
+}
+
+/// The name of the live node, and how many collections it has.
+async fn look(server: &Server, cx: &OpContext) -> Result<(String, Option<usize>), AdapterError> {
+    let api = server.connect(cx).await?;
+    let facts = server::facts(&api, cx).await?;
+    Ok((facts.node, Some(Schema::read(&api, cx).await?.classes.len())))
+}
+
+/// The name of the live node, as its container says.
+async fn named(server: &Server, cx: &OpContext) -> Result<String, AdapterError> {
+    let Some(docker) = &server.container else { return Ok(String::new()) };
+    let value = cx.within(docker.env("CLUSTER_HOSTNAME")).await??;
+    Ok(value.map(|v| v.expose().to_owned()).unwrap_or_default())
+}
+
+/// What this run counted when it restored.
+pub(super) async fn done(cx: &OpContext) -> Result<Option<Evidence>, AdapterError> {
+    let path = record(cx);
+    blocking(move || match std::fs::read(&path) {
+        Ok(text) => serde_json::from_slice(&text).map(Some).map_err(|e| {
+            AdapterError::corrupt(format!("`{}` is no record of a restore", path.display())).with_source(e)
+        }),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(failed("read", &path)(e)),
+    })
+    .await
+}
+
+fn record(cx: &OpContext) -> PathBuf {
+    cx.kept.join(format!("{}.done.json", cx.run_id))
+}
+
+impl Live {
+    pub(super) async fn stage(
+        mut self,
+        server: &Server,
+        cx: &OpContext,
+        source: &RestoreSource,
+    ) -> Result<Self, AdapterError> {
+        match self.prepare(server, cx, source).await {
+            Ok(found) => {
+                let differences = source.metadata().evidence.contradictions(&found);
+                if differences.is_empty() {
+                    self.expected = Some(found);
+                    return Ok(self);
+                }
+                self.clear().await?;
+                let what =
+                    format!("what the server restored is not what was backed up: {}", differences.join("; "));
+                Err(AdapterError::corrupt(what))
+            }
+            Err(e) => {
+                // The first error tells more; what stays is found by the plan.
+                let _second = self.clear().await;
+                Err(e)
+            }
+        }
+    }
+
+    async fn prepare(
+        &self,
+        server: &Server,
+        cx: &OpContext,
+        source: &RestoreSource,
+    ) -> Result<Evidence, AdapterError> {
+        let backup = Backup::of(source.metadata())?;
+        self.clear().await?;
+        let (data, backups) = twin::parts(&self.staged);
+        unpack(cx, source, backups.join(&backup.id)).await?;
+        let make = data.clone();
+        blocking(move || std::fs::create_dir_all(&make).map_err(failed("create", &make))).await?;
+        let (_, config) = super::place::find(backups.clone()).await?;
+        let load = Load {
+            id: backup.id,
+            node: config.nodes.keys().next().cloned().unwrap_or_default(),
+            run_as: self.node.clone(),
+            inactive: backup.inactive,
+        };
+        let found = twin::load(server, cx, &self.staged, &load, false).await?;
+        // It is in the data now.
+        blocking(move || {
+            keep_aside::remove(&backups).map_err(failed("remove", &backups))?;
+            keep_aside::sync_file_system(&data).map_err(failed("write", &data))
+        })
+        .await?;
+        Ok(found)
+    }
+
+    async fn clear(&self) -> Result<(), AdapterError> {
+        let staged = self.staged.clone();
+        blocking(move || keep_aside::remove(&staged).map_err(failed("remove", &staged))).await
+    }
+
+    pub(super) async fn switch(mut self, server: &Server, cx: &OpContext) -> Result<Self, AdapterError> {
+        let expected =
+            self.expected.clone().ok_or_else(|| AdapterError::corrupt("the restore was never staged"))?;
+        let from = self.staged.join(twin::DATA);
+        if exchange::is_done(&self.kept) {
+            if let Some(runtime) = server.runtime() {
+                runtime.start().await?;
+            }
+        } else {
+            self.exchange(server, cx, &from, &self.kept).await?;
+        }
+        phase(cx, "waiting for the server");
+        if let Err(e) = check(server, cx, &expected).await {
+            if e.kind() != AdapterErrorKind::Corrupt {
+                return Err(e);
+            }
+            let again = self.staged.join("refused");
+            self.exchange(server, cx, &self.kept, &again).await?;
+            let empty = self.kept.clone();
+            blocking(move || std::fs::remove_dir(&empty).map_err(failed("remove", &empty))).await?;
+            return Err(e);
+        }
+        let path = record(cx);
+        let text = serde_json::to_vec(&expected).unwrap_or_default();
+        let staged = self.staged.clone();
+        blocking(move || {
+            let folder = path.parent().unwrap_or(Path::new("/"));
+            std::fs::create_dir_all(folder)
+                .and_then(|()| std::fs::write(&path, &text))
+                .map_err(failed("write", &path))?;
+            keep_aside::remove(&staged).map_err(failed("remove", &staged))
+        })
+        .await?;
+        let done = record(cx);
+        if !self.older.contains(&done) {
+            self.older.push(done);
+        }
+        self.live = true;
+        Ok(self)
+    }
+
+    /// Stops the server, exchanges, starts it.
+    async fn exchange(
+        &self,
+        server: &Server,
+        cx: &OpContext,
+        from: &Path,
+        aside: &Path,
+    ) -> Result<(), AdapterError> {
+        let runtime = server
+            .runtime()
+            .ok_or_else(|| AdapterError::unsupported(format!("nothing here can stop {server}")))?;
+        let deadline = Instant::now() + cx.remaining().unwrap_or(USUAL_TIME);
+        let grace = GRACE.min(deadline.saturating_duration_since(Instant::now()) / 2);
+        phase(cx, "stopping the server");
+        let mut stopped = Interruption::begin(
+            Arc::clone(&runtime),
+            cx.interruption(),
+            InterruptionKind::Stop { grace },
+            deadline,
+        )
+        .await?;
+        let killed = stopped.exit_status().is_some_and(|s| s.killed);
+        phase(cx, "replacing its data");
+        let (data, keep) = (self.data.clone(), self.keep.clone());
+        let (from, aside) = (from.to_owned(), aside.to_owned());
+        let exchanged = blocking(move || exchange::exchange(&data, &from, &aside, &keep)).await;
+        if killed {
+            cx.warn("the server had to be killed: the old data, which is kept, is what a crash leaves");
+        }
+        phase(cx, "starting the server");
+        stopped.end().await?;
+        // One that did not run before is started for the restored data all the same.
+        runtime.start().await?;
+        exchanged
+    }
+
+    pub(super) async fn undo(mut self, server: &Server, cx: &OpContext) -> Result<Self, AdapterError> {
+        if !self.live {
+            return Err(AdapterError::new(AdapterErrorKind::Conflict, "this restore never went live"));
+        }
+        let mut aside = keep_aside::kept_path(&self.data.join("weaviate"), cx.timestamp);
+        if aside == self.kept {
+            aside.set_extension(cx.timestamp.next().to_string());
+        }
+        if !exchange::is_done(&aside) || !is_empty(&self.kept) {
+            self.exchange(server, cx, &self.kept, &aside).await?;
+        }
+        ready(server, cx).await?;
+        let (record, empty) = (record(cx), self.kept.clone());
+        let gone = self.older.clone();
+        blocking(move || {
+            // What was counted is not live any more.
+            for path in gone.iter().filter(|p| p.extension().is_some_and(|e| e == "json")).chain([&record]) {
+                keep_aside::remove(path).map_err(failed("remove", path))?;
+            }
+            match std::fs::remove_dir(&empty) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(failed("remove", &empty)(e)),
+                _ => Ok(()),
+            }
+        })
+        .await?;
+        self.kept = aside;
+        Ok(self)
+    }
+
+    pub(super) fn remains(&self) -> Vec<PathBuf> {
+        [self.staged.clone(), self.kept.clone()].into_iter().chain(self.older.iter().cloned()).collect()
+    }
+
+    /// Refuses to remove what may be the only copy of the old data.
+    pub(super) fn refuse_half_done(&self) -> Result<(), AdapterError> {
+        if exchange::is_half_done(&self.kept) || (!self.live && self.kept.exists()) {
+            let what = format!("the restore of `{}` is half done", self.data.display());
+            return Err(AdapterError::new(AdapterErrorKind::Conflict, what));
+        }
+        Ok(())
+    }
+}
+
+fn is_empty(dir: &Path) -> bool {
+    std::fs::read_dir(dir).map_or(true, |mut entries| entries.next().is_none())
+}
+
+/// Waits until the live server answers.
+async fn ready(server: &Server, cx: &OpContext) -> Result<Schema, AdapterError> {
+    let until = Instant::now() + START;
+    loop {
+        let asked = async {
+            let api = server.connect(cx).await?;
+            let answer = api.once(cx, reqwest::Method::GET, "/v1/.well-known/ready", None).await?;
+            if !answer.is_success() {
+                return Err(api.refused("/v1/.well-known/ready", &answer));
+            }
+            Schema::read(&api, cx).await
+        };
+        match asked.await {
+            Err(e) if e.kind() == AdapterErrorKind::Unavailable && Instant::now() < until => {}
+            // Keys that came with the backup, or went with it: that is for the operator to set.
+            Err(e) if e.kind() == AdapterErrorKind::PermissionDenied => {
+                cx.warn(format!(
+                    "the data is restored, but the API key is not that of the backup's time: {e}"
+                ));
+                return Ok(Schema::default());
+            }
+            done => return done,
+        }
+        cx.within(sleep(LOOK)).await?;
+    }
+}
+
+/// Whether the live server shows the restored collections. Their objects were counted; writers are there again.
+async fn check(server: &Server, cx: &OpContext, expected: &Evidence) -> Result<(), AdapterError> {
+    let schema = ready(server, cx).await?;
+    let wanted: BTreeMap<&str, u64> = expected
+        .counts
+        .iter()
+        .filter_map(|(name, n)| name.strip_prefix("objects.").filter(|c| !c.contains('.')).map(|c| (c, *n)))
+        .collect();
+    if schema.classes.is_empty() && !wanted.is_empty() {
+        let api = server.connect(cx).await?;
+        if Schema::read(&api, cx).await.is_err() {
+            return Ok(());
+        }
+    }
+    match wanted.keys().find(|class| !schema.classes.contains_key(**class)) {
+        Some(missing) => Err(AdapterError::corrupt(format!(
+            "{server} does not show collection `{missing}` after its start"
+        ))),
+        None => Ok(()),
+    }
+}

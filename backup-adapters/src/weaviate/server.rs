@@ -1,0 +1,251 @@
+//! From the configuration to a server that answers, and to the folders that it uses.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use backup_core::runtime::{RunState, ServiceRuntime};
+use backup_core::{AdapterError, AdapterErrorKind, OpContext};
+use serde_json::Value;
+use url::Url;
+
+use super::api::Api;
+use super::files::Files;
+use crate::runtime::{DockerRuntime, ServiceSecret};
+
+/// The module whose files are collected.
+pub(super) const MODULE: &str = "backup-filesystem";
+
+/// A server as it is configured.
+#[derive(Debug, Clone)]
+pub(super) struct Server {
+    pub(super) container: Option<DockerRuntime>,
+    pub(super) url: Option<Url>,
+    pub(super) port: u16,
+    pub(super) api_key: Option<ServiceSecret>,
+}
+
+impl fmt::Display for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.container, &self.url) {
+            (Some(docker), _) => write!(f, "Weaviate in container `{}`", docker.container()),
+            (None, Some(url)) => write!(f, "Weaviate at `{}`", shown(url)),
+            (None, None) => f.write_str("Weaviate"),
+        }
+    }
+}
+
+/// A URL without what may be a password in it.
+fn shown(url: &Url) -> String {
+    let mut url = url.clone();
+    // Fails only for URLs that cannot have them.
+    let _none = url.set_password(None);
+    let _none = url.set_username("");
+    url.as_str().trim_end_matches('/').to_owned()
+}
+
+/// What `/v1/meta` and `/v1/nodes` tell.
+#[derive(Debug, Clone)]
+pub(super) struct Facts {
+    pub(super) version: String,
+    pub(super) modules: Vec<String>,
+    /// Its name, under which backups keep its part; empty if it does not tell.
+    pub(super) node: String,
+    /// Where the filesystem module keeps backups, as the server sees it.
+    pub(super) backups: Option<PathBuf>,
+}
+
+impl Server {
+    /// Finds the address and resolves the key.
+    ///
+    /// # Errors
+    /// `NotFound` for the container, `Unavailable` if it does not run; those of the secret.
+    pub(super) async fn connect(&self, cx: &OpContext) -> Result<Api, AdapterError> {
+        cx.check_alive()?;
+        let key = match &self.api_key {
+            Some(secret) => Some(Box::pin(secret.resolve(cx, self.container.as_ref())).await?),
+            None => None,
+        };
+        let base = match (&self.url, &self.container) {
+            (Some(url), _) => url.as_str().trim_end_matches('/').to_owned(),
+            (None, Some(docker)) => {
+                let address = cx.within(Box::pin(docker.endpoint(self.port))).await??;
+                format!("http://{address}")
+            }
+            (None, None) => {
+                return Err(AdapterError::new(AdapterErrorKind::InvalidConfig, "no server is named"));
+            }
+        };
+        Api::new(base, self.to_string(), key.as_ref())
+    }
+
+    /// The same address with `key`, for a server of our own.
+    pub(super) fn runtime(&self) -> Option<Arc<dyn ServiceRuntime>> {
+        self.container.as_ref().map(|c| Arc::new(c.clone()) as Arc<dyn ServiceRuntime>)
+    }
+
+    /// How the folder `inside`, as the server sees it, is reached from here.
+    ///
+    /// # Errors
+    /// `Unsupported` if it is not; those of the runtime.
+    pub(super) async fn files(&self, cx: &OpContext, inside: &Path) -> Result<Files, AdapterError> {
+        let Some(docker) = &self.container else {
+            let here = self.url.as_ref().and_then(Url::host_str).is_some_and(|host| {
+                host == "localhost"
+                    || host
+                        .trim_matches(['[', ']'])
+                        .parse::<std::net::IpAddr>()
+                        .is_ok_and(|ip| ip.is_loopback())
+            });
+            if here && tokio::fs::metadata(inside).await.is_ok_and(|m| m.is_dir()) {
+                return Ok(Files::Host(inside.to_owned()));
+            }
+            return Err(AdapterError::unsupported(format!(
+                "`{}`, where {self} keeps its backups, is not on this host: name its `container`",
+                inside.display()
+            )));
+        };
+        if let Some(path) = cx.within(docker.volume_path(inside)).await?? {
+            return Ok(Files::Host(path));
+        }
+        Ok(Files::Container(docker.clone(), inside.to_owned()))
+    }
+
+    /// Whether the container is there and does not run. Without one: no.
+    pub(super) async fn is_stopped(&self) -> bool {
+        match &self.container {
+            Some(docker) => docker.inspect().await.is_ok_and(|i| i.state == RunState::Stopped),
+            None => false,
+        }
+    }
+}
+
+/// What the server says of itself.
+///
+/// # Errors
+/// `Unsupported` for a cluster of several nodes; those of the requests.
+pub(super) async fn facts(api: &Api, cx: &OpContext) -> Result<Facts, AdapterError> {
+    let meta = api.get(cx, "/v1/meta").await?;
+    let Some(version) = meta["version"].as_str() else {
+        let what = format!("{} does not answer like Weaviate", api.name());
+        return Err(AdapterError::new(AdapterErrorKind::InvalidConfig, what));
+    };
+    let modules = meta["modules"].as_object();
+    let backups = meta["modules"][MODULE]["backupsPath"].as_str().map(PathBuf::from);
+    // Without the right to look at nodes, the server itself refuses to back up a cluster.
+    let nodes = match api.get(cx, "/v1/nodes?output=minimal").await {
+        Err(e) if matches!(e.kind(), AdapterErrorKind::PermissionDenied | AdapterErrorKind::NotFound) => {
+            Value::Null
+        }
+        nodes => nodes?,
+    };
+    let all = nodes["nodes"].as_array().map(Vec::as_slice).unwrap_or_default();
+    if all.len() > 1 {
+        return Err(AdapterError::unsupported(format!(
+            "{} is a cluster of {} nodes, whose backups need the module backup-s3",
+            api.name(),
+            all.len()
+        )));
+    }
+    let node = all.first().and_then(|n| n["name"].as_str()).unwrap_or_default().to_owned();
+    Ok(Facts {
+        version: version.to_owned(),
+        modules: modules.map(|m| m.keys().cloned().collect()).unwrap_or_default(),
+        node,
+        backups,
+    })
+}
+
+impl Facts {
+    /// Where backups are kept.
+    ///
+    /// # Errors
+    /// `Unsupported`, with what to set, if the module is off.
+    pub(super) fn backups(&self, api: &Api) -> Result<&Path, AdapterError> {
+        self.backups.as_deref().ok_or_else(|| {
+            AdapterError::unsupported(format!(
+                "{} has no module {MODULE}: set ENABLE_MODULES=backup-filesystem and BACKUP_FILESYSTEM_PATH=/var/lib/weaviate/backups",
+                api.name()
+            ))
+        })
+    }
+}
+
+/// What a key must be allowed to see and do, for nothing to be missing.
+const NEEDED: [(&str, &str); 4] = [
+    ("manage_backups", "backups"),
+    ("read_collections", "collections"),
+    ("read_tenants", "tenants"),
+    ("read_data", "data"),
+];
+
+/// Refuses a key that sees a part of the collections only: the server would leave out the others and say nothing.
+///
+/// # Errors
+/// `PermissionDenied` that names the rights.
+pub(super) async fn check_rights(api: &Api, cx: &OpContext) -> Result<(), AdapterError> {
+    let info = match api.get(cx, "/v1/users/own-info").await {
+        // Older servers, and those that let everybody in.
+        Err(e) if e.kind() == AdapterErrorKind::NotFound => return Ok(()),
+        Err(e) if e.kind() == AdapterErrorKind::PermissionDenied => {
+            // Without keys there is nobody to tell about: what it does refuse is refused at the next request.
+            api.get(cx, "/v1/schema").await?;
+            return Ok(());
+        }
+        info => info?,
+    };
+    let missing = missing_rights(&info);
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let user = info["username"].as_str().unwrap_or_default();
+    let what = format!(
+        "user `{user}` of {} does not see everything, so that collections could be missing: give it {} for `*`",
+        api.name(),
+        missing.join(", ")
+    );
+    Err(AdapterError::new(AdapterErrorKind::PermissionDenied, what))
+}
+
+fn missing_rights(info: &Value) -> Vec<&'static str> {
+    // Without roles in use there is no such list.
+    let Some(roles) = info["roles"].as_array() else { return Vec::new() };
+    let granted = |action: &str, resource: &str| {
+        let mut all = roles.iter().flat_map(|r| r["permissions"].as_array().into_iter().flatten());
+        all.any(|p| {
+            let on = &p[resource];
+            let whole = |field: &str| on[field].as_str().is_none_or(|v| v == "*");
+            p["action"] == action && whole("collection") && whole("tenant") && whole("object")
+        })
+    };
+    NEEDED
+        .into_iter()
+        .filter(|(action, resource)| !granted(action, resource))
+        .map(|(action, _)| action)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rights_for_a_part_are_not_enough() {
+        let right = |action: &str, resource: &str, on: &str| serde_json::json!({"action": action, resource: {"collection": on}});
+        let info = |on: &str| {
+            let all: Vec<Value> = NEEDED.iter().map(|(a, r)| right(a, r, on)).collect();
+            serde_json::json!({"username": "u", "roles": [{"name": "r", "permissions": all}]})
+        };
+        assert_eq!(missing_rights(&info("*")), Vec::<&str>::new());
+        assert_eq!(missing_rights(&info("A")).len(), 4);
+        assert_eq!(missing_rights(&serde_json::json!({"username": "u", "roles": []})).len(), 4);
+        assert_eq!(missing_rights(&serde_json::json!({"username": "u"})), Vec::<&str>::new());
+        assert_eq!(missing_rights(&serde_json::json!({"username": "u", "roles": null})), Vec::<&str>::new());
+    }
+
+    #[test]
+    fn a_url_shows_no_password() {
+        let url = Url::parse("https://u:hunter2@host:8080/").unwrap();
+        assert_eq!(shown(&url), "https://host:8080");
+    }
+}

@@ -1,0 +1,125 @@
+//! Restores over the live server, and what stays of it.
+
+use backup_core::testkit::adapter_suite::{Damage, capture};
+use backup_core::{AdapterErrorKind, RestoreTarget, ScratchHandle, chain};
+
+use crate::support::{Server, bench, docker, later, staged};
+
+#[tokio::test]
+#[ignore = "needs Docker"]
+async fn a_server_is_restored_undone_and_restarted() {
+    let server = Server::start().await;
+    server.seed().await;
+    let adapter = server.adapter("");
+    let wanted = server.digest().await;
+    assert!(wanted.contains("tenant asleep COLD") || wanted.contains("tenant asleep INACTIVE"));
+    assert!(wanted.contains("reader") && wanted.contains("custom"));
+    let backup = capture(&*adapter, &bench().cx()).await.unwrap_or_else(|e| panic!("{}", chain(&e)));
+    assert_eq!(backup.report.evidence.counts["objects.Ten.asleep"], 50);
+    assert_eq!(server.digest().await, wanted, "a capture changed something");
+    server.call("DELETE", "/v1/schema/Doc", None).await;
+    server.call("DELETE", "/v1/authz/roles/reader", None).await;
+    server.make_class("Other", false).await;
+    server.fill("Other", None, 0, 5, 3).await;
+    let old = server.digest().await;
+    let bench = bench();
+    let cx = bench.cx();
+    let (plan, token) = staged(&*adapter, &cx, &backup).await.unwrap_or_else(|e| panic!("{}", chain(&e)));
+    assert_eq!(server.digest().await, old);
+    let switched = adapter.switch(&cx, &plan, &token).await.unwrap_or_else(|e| panic!("{}", chain(&e)));
+    assert_eq!(server.digest().await, wanted);
+    let probed = adapter.probe(&cx, &RestoreTarget::Live).await.unwrap();
+    assert_eq!(backup.report.evidence.contradictions(&probed), Vec::<String>::new());
+    // The tenant that sleeps has its objects.
+    server.set_tenant("Ten", "asleep", "ACTIVE").await;
+    let count = server
+        .call(
+            "POST",
+            "/v1/graphql",
+            Some(serde_json::json!({ "query": "{Aggregate{Ten(tenant:\"asleep\"){meta{count}}}}" })),
+        )
+        .await;
+    assert_eq!(count["data"]["Aggregate"]["Ten"][0]["meta"]["count"], 50, "{count}");
+    server.set_tenant("Ten", "asleep", "INACTIVE").await;
+    server.restart().await;
+    assert_eq!(server.digest().await, wanted, "after a restart");
+    let later = later(&cx);
+    let undone = adapter.undo(&later, &switched).await.unwrap_or_else(|e| panic!("{}", chain(&e)));
+    assert_eq!(server.digest().await, old, "undone");
+    assert_eq!(adapter.undo(&later, &switched).await.unwrap(), undone);
+    server.restart().await;
+    assert_eq!(server.digest().await, old, "undone and restarted");
+    adapter.discard(&later, &undone).await.unwrap();
+    assert!(adapter.leftovers(&later, &undone).await.unwrap().is_empty());
+    assert_eq!(server.digest().await, old, "cleaned up");
+    assert_eq!(server.backups().await, Vec::<String>::new());
+    let twins = docker(&["ps", "-aq", "--filter", &format!("label=backup.run-id={}", cx.run_id)]).await;
+    assert_eq!(twins, "");
+}
+
+#[tokio::test]
+#[ignore = "needs Docker"]
+async fn an_empty_server_and_one_of_another_name() {
+    let server = Server::with(&["-e", "CLUSTER_HOSTNAME=first"]).await;
+    let adapter = server.adapter("");
+    let nothing = capture(&*adapter, &bench().cx()).await.unwrap();
+    assert_eq!(nothing.report.evidence.counts["collections"], 0);
+    assert!(nothing.report.warnings.iter().any(|w| w.contains("no collections")));
+    server.seed().await;
+    let wanted = server.digest().await;
+    let backup = capture(&*adapter, &bench().cx()).await.unwrap();
+    // Another node: the server's own rule is that the name is that of the backup.
+    let other = Server::with(&["-e", "CLUSTER_HOSTNAME=second"]).await;
+    let adapter = other.adapter("");
+    let cx = bench().cx();
+    let (plan, token) = staged(&*adapter, &cx, &backup).await.unwrap_or_else(|e| panic!("{}", chain(&e)));
+    adapter.switch(&cx, &plan, &token).await.unwrap_or_else(|e| panic!("{}", chain(&e)));
+    assert_eq!(other.digest().await, wanted);
+    other.restart().await;
+    assert_eq!(other.digest().await, wanted);
+    // And nothing restored gives nothing.
+    let cx = bench().cx();
+    let (plan, token) = staged(&*adapter, &cx, &nothing).await.unwrap_or_else(|e| panic!("{}", chain(&e)));
+    adapter.switch(&cx, &plan, &token).await.unwrap_or_else(|e| panic!("{}", chain(&e)));
+    assert_eq!(other.call("GET", "/v1/schema", None).await["classes"], serde_json::json!([]));
+}
+
+#[tokio::test]
+#[ignore = "needs Docker"]
+async fn a_stopped_server_is_restored_and_a_scratch_one_tells_damage() {
+    let server = Server::start().await;
+    server.seed().await;
+    let adapter = server.adapter("");
+    let wanted = server.digest().await;
+    let backup = capture(&*adapter, &bench().cx()).await.unwrap();
+    // What a disaster leaves: a container that cannot start on its data.
+    docker(&[
+        "exec",
+        &server.name,
+        "sh",
+        "-c",
+        "rm -rf /var/lib/weaviate/raft; echo broken >/var/lib/weaviate/raft",
+    ])
+    .await;
+    docker(&["kill", &server.name]).await;
+    let cx = bench().cx();
+    let (plan, token) = staged(&*adapter, &cx, &backup).await.unwrap_or_else(|e| panic!("{}", chain(&e)));
+    adapter.switch(&cx, &plan, &token).await.unwrap_or_else(|e| panic!("{}", chain(&e)));
+    assert_eq!(server.digest().await, wanted);
+    // A test restore of files that were damaged on the way fails, though they are all there.
+    let cx = bench().cx();
+    let dir = tempfile::tempdir().unwrap();
+    let target =
+        RestoreTarget::Scratch(ScratchHandle { dir: dir.path().to_owned(), run_id: cx.run_id.clone() });
+    let plan = adapter.plan_restore(&cx, &backup.metadata, &target).await.unwrap();
+    let staged = adapter.stage(&cx, &plan, &backup.source(Damage::None)).await.unwrap();
+    adapter.switch(&cx, &plan, &staged).await.unwrap();
+    let good = adapter.probe(&cx, &target).await.unwrap_or_else(|e| panic!("{}", chain(&e)));
+    assert_eq!(backup.report.evidence.contradictions(&good), Vec::<String>::new());
+    assert!(good.counts["objects.Ten.asleep"] == 50);
+    let backup_dir = std::fs::read_dir(dir.path()).unwrap().next().unwrap().unwrap().path();
+    std::fs::write(backup_dir.join("node1/Doc/chunk-1"), b"nothing of use").unwrap();
+    let e = adapter.probe(&cx, &target).await.unwrap_err();
+    println!("{}", chain(&e));
+    assert_ne!(e.kind(), AdapterErrorKind::Timeout);
+}

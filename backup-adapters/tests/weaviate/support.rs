@@ -1,0 +1,383 @@
+//! A server in a container, data for it, and what it holds as text.
+
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use backup_adapters::weaviate::WeaviateConfig;
+use backup_core::testkit::adapter_suite::{AdapterFixture, Bench, Captured, Damage};
+use backup_core::{
+    AdapterConfig, AdapterError, BuildContext, ConfigError, OpContext, RestorePlan, RestoreTarget, RunId,
+    Secret, SecretRef, SecretResolver, ServiceAdapter, ServiceName, StepToken,
+};
+use serde_json::{Value, json};
+use tokio::time::{Instant, sleep};
+
+/// The key of the administrator: must never show.
+pub(crate) const CANARY: &str = "canary-api-key-7f3a";
+
+static NUMBER: AtomicU32 = AtomicU32::new(0);
+
+pub(crate) fn image() -> String {
+    std::env::var("BACKUP_TEST_WEAVIATE_IMAGE").unwrap_or_else(|_| "backup-test/weaviate:1.35".to_owned())
+}
+
+pub(crate) async fn try_docker(args: &[&str]) -> (bool, String) {
+    let args: Vec<String> = args.iter().map(|a| (*a).to_owned()).collect();
+    let run = tokio::task::spawn_blocking(move || Command::new("docker").args(&args).output().unwrap());
+    let done = run.await.unwrap();
+    let text = if done.status.success() { done.stdout } else { done.stderr };
+    (done.status.success(), String::from_utf8_lossy(&text).trim().to_owned())
+}
+
+pub(crate) async fn docker(args: &[&str]) -> String {
+    let (ok, text) = try_docker(args).await;
+    assert!(ok, "docker {args:?}: {text}");
+    text
+}
+
+/// A container with a volume; both are removed when this is dropped.
+pub(crate) struct Server {
+    pub(crate) name: String,
+    http: reqwest::Client,
+}
+
+impl Server {
+    /// With keys, roles, and users in its database; the backups lie in its data directory, as the documentation has it.
+    pub(crate) async fn start() -> Self {
+        Self::with(&[]).await
+    }
+
+    pub(crate) async fn with(options: &[&str]) -> Self {
+        let n = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let name = format!("backup-test-weaviate-{}-{n}", std::process::id());
+        let server =
+            Self { name: name.clone(), http: reqwest::Client::builder().no_proxy().build().unwrap() };
+        let label = format!("backup-test={}", std::process::id());
+        docker(&["volume", "create", "--label", &label, &name]).await;
+        let (mount, keys) = (
+            format!("{name}:/var/lib/weaviate"),
+            format!("AUTHENTICATION_APIKEY_ALLOWED_KEYS={CANARY},view,part"),
+        );
+        let image = image();
+        let mut args = vec!["run", "-d", "--name", &name, "--label", &label, "-v", &mount, "-e", &keys];
+        for setting in [
+            "PERSISTENCE_DATA_PATH=/var/lib/weaviate",
+            "ENABLE_MODULES=backup-filesystem",
+            "BACKUP_FILESYSTEM_PATH=/var/lib/weaviate/backups",
+            "AUTHENTICATION_APIKEY_ENABLED=true",
+            "AUTHENTICATION_APIKEY_USERS=admin,viewer,partial",
+            "AUTHENTICATION_ANONYMOUS_ACCESS_ENABLED=false",
+            "AUTHORIZATION_RBAC_ENABLED=true",
+            "AUTHORIZATION_RBAC_ROOT_USERS=admin",
+            "AUTHENTICATION_DB_USERS_ENABLED=true",
+            "CLUSTER_HOSTNAME=node1",
+            "DISABLE_TELEMETRY=true",
+            "GOMAXPROCS=2",
+        ] {
+            args.extend(["-e", setting]);
+        }
+        args.extend_from_slice(options);
+        args.push(&image);
+        docker(&args).await;
+        server.wait_until_ready().await;
+        server
+    }
+
+    pub(crate) async fn wait_until_ready(&self) {
+        let until = Instant::now() + Duration::from_secs(90);
+        loop {
+            if let Some(base) = self.try_base().await {
+                let asked =
+                    self.http.get(format!("{base}/v1/.well-known/ready")).timeout(Duration::from_secs(3));
+                if asked.send().await.is_ok_and(|r| r.status().is_success()) {
+                    return;
+                }
+            }
+            if Instant::now() > until {
+                panic!("{}", docker(&["logs", "--tail", "5", &self.name]).await);
+            }
+            sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    async fn try_base(&self) -> Option<String> {
+        let format = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}";
+        let (_, ip) = try_docker(&["inspect", "-f", format, &self.name]).await;
+        ip.starts_with(|c: char| c.is_ascii_digit()).then(|| format!("http://{ip}:8080"))
+    }
+
+    pub(crate) async fn base(&self) -> String {
+        self.try_base().await.expect("an address")
+    }
+
+    /// A request as the administrator: status and answer.
+    pub(crate) async fn try_call(&self, method: &str, path: &str, body: Option<Value>) -> (u16, Value) {
+        let url = format!("{}{path}", self.base().await);
+        let mut request = self.http.request(method.parse().unwrap(), url).bearer_auth(CANARY);
+        if let Some(body) = body {
+            request = request.header("Content-Type", "application/json").body(body.to_string());
+        }
+        let answer = request.timeout(Duration::from_secs(60)).send().await.unwrap();
+        let status = answer.status().as_u16();
+        (status, serde_json::from_slice(&answer.bytes().await.unwrap()).unwrap_or(Value::Null))
+    }
+
+    pub(crate) async fn call(&self, method: &str, path: &str, body: Option<Value>) -> Value {
+        let (status, answer) = self.try_call(method, path, body).await;
+        assert!(status < 300, "{method} {path}: {status} {answer}");
+        answer
+    }
+
+    pub(crate) async fn make_class(&self, class: &str, tenants: bool) {
+        let body = json!({
+            "class": class, "vectorizer": "none", "multiTenancyConfig": { "enabled": tenants },
+            "properties": [{ "name": "text", "dataType": ["text"] }, { "name": "n", "dataType": ["int"] }],
+        });
+        self.call("POST", "/v1/schema", Some(body)).await;
+    }
+
+    /// Objects `from..to` of a class, the same each time.
+    pub(crate) async fn fill(&self, class: &str, tenant: Option<&str>, from: u32, to: u32, dimensions: u32) {
+        let mut at = from;
+        while at < to {
+            let end = to.min(at + 500);
+            let objects: Vec<Value> = (at..end)
+                .map(|n| {
+                    let vector: Vec<f64> =
+                        (0..dimensions).map(|d| f64::from((n * 31 + d * 17) % 101) / 101.0).collect();
+                    let mut object = json!({
+                        "class": class, "id": format!("00000000-0000-4000-8000-{n:012}"),
+                        "properties": { "text": format!("object {n}"), "n": n }, "vector": vector,
+                    });
+                    if let Some(tenant) = tenant {
+                        object["tenant"] = tenant.into();
+                    }
+                    object
+                })
+                .collect();
+            let answer = self.call("POST", "/v1/batch/objects", Some(json!({ "objects": objects }))).await;
+            for one in answer.as_array().unwrap() {
+                assert!(one["result"]["errors"].is_null(), "{one}");
+            }
+            at = end;
+        }
+    }
+
+    pub(crate) async fn set_tenant(&self, class: &str, tenant: &str, status: &str) {
+        let body = json!([{ "name": tenant, "activityStatus": status }]);
+        self.call("PUT", &format!("/v1/schema/{class}/tenants"), Some(body)).await;
+    }
+
+    /// A collection, one with tenants of which one sleeps, a role, and a user of it.
+    pub(crate) async fn seed(&self) {
+        self.make_class("Doc", false).await;
+        self.fill("Doc", None, 0, 300, 16).await;
+        self.make_class("Ten", true).await;
+        let tenants = json!([{ "name": "awake" }, { "name": "asleep" }]);
+        self.call("POST", "/v1/schema/Ten/tenants", Some(tenants)).await;
+        self.fill("Ten", Some("awake"), 0, 40, 8).await;
+        self.fill("Ten", Some("asleep"), 100, 150, 8).await;
+        self.set_tenant("Ten", "asleep", "INACTIVE").await;
+        let role = json!({ "name": "reader", "permissions": [
+            { "action": "read_collections", "collections": { "collection": "Doc" } },
+            { "action": "manage_backups", "backups": { "collection": "Doc" } },
+            { "action": "read_data", "data": { "collection": "Doc" } },
+        ] });
+        self.call("POST", "/v1/authz/roles", Some(role)).await;
+        self.call("POST", "/v1/users/db/custom", None).await;
+        let assign = json!({ "roles": ["reader"], "userType": "db" });
+        for user in ["custom", "partial"] {
+            self.call("POST", &format!("/v1/authz/users/{user}/assign"), Some(assign.clone())).await;
+        }
+        let assign = json!({ "roles": ["viewer"], "userType": "db" });
+        self.call("POST", "/v1/authz/users/viewer/assign", Some(assign)).await;
+    }
+
+    /// All objects of a class with their vectors.
+    async fn objects(&self, class: &str, tenant: &str) -> Vec<String> {
+        let (mut all, mut after) = (Vec::new(), String::new());
+        loop {
+            let path = format!("/v1/objects?class={class}&limit=500&include=vector{tenant}{after}");
+            let page = self.call("GET", &path, None).await;
+            let page = page["objects"].as_array().unwrap().clone();
+            let Some(last) = page.last() else { return all };
+            after = format!("&after={}", last["id"].as_str().unwrap());
+            all.extend(page.iter().map(Value::to_string));
+        }
+    }
+
+    /// Everything that it holds: collections, tenants with their state, objects, vectors, neighbours, users, roles.
+    pub(crate) async fn digest(&self) -> String {
+        let mut out = String::new();
+        let schema = self.call("GET", "/v1/schema", None).await;
+        let mut classes: Vec<&Value> = schema["classes"].as_array().unwrap().iter().collect();
+        classes.sort_by_key(|c| c["class"].as_str().unwrap().to_owned());
+        for class in classes {
+            let name = class["class"].as_str().unwrap();
+            out.push_str(&format!("{name} {}\n", class["properties"]));
+            let mut parts = vec![(String::new(), "HOT".to_owned())];
+            if class["multiTenancyConfig"]["enabled"] == true {
+                let tenants = self.call("GET", &format!("/v1/schema/{name}/tenants"), None).await;
+                parts = tenants
+                    .as_array()
+                    .unwrap()
+                    .iter()
+                    .map(|t| {
+                        (
+                            t["name"].as_str().unwrap().to_owned(),
+                            t["activityStatus"].as_str().unwrap().to_owned(),
+                        )
+                    })
+                    .collect();
+                parts.sort();
+            }
+            for (tenant, status) in parts {
+                out.push_str(&format!(" tenant {tenant} {status}\n"));
+                if status != "HOT" && status != "ACTIVE" {
+                    continue;
+                }
+                let argument = if tenant.is_empty() { tenant.clone() } else { format!("&tenant={tenant}") };
+                let mut objects = self.objects(name, &argument).await;
+                objects.sort();
+                out.push_str(&objects.join("\n"));
+                out.push_str(&self.neighbours(name, &tenant, &objects).await);
+            }
+        }
+        let mut roles: Vec<String> = self
+            .call("GET", "/v1/authz/roles", None)
+            .await
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|r| r["name"].to_string())
+            .collect();
+        roles.sort();
+        let mut users: Vec<String> = self
+            .call("GET", "/v1/users/db", None)
+            .await
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|u| format!("{} {}", u["userId"], u["roles"]))
+            .collect();
+        users.sort();
+        format!("{out}\nroles {roles:?} users {users:?}")
+    }
+
+    async fn neighbours(&self, class: &str, tenant: &str, objects: &[String]) -> String {
+        let Some(first) = objects.first() else { return String::new() };
+        let first: Value = serde_json::from_str(first).unwrap();
+        let tenant = if tenant.is_empty() { String::new() } else { format!(",tenant:\"{tenant}\"") };
+        let query = format!(
+            "{{Get{{{class}(limit:5,nearVector:{{vector:{}}}{tenant}){{n _additional{{id}}}}}}}}",
+            first["vector"]
+        );
+        let found = self.call("POST", "/v1/graphql", Some(json!({ "query": query }))).await;
+        format!("\n near {}\n", found["data"]["Get"][class])
+    }
+
+    /// The names in its backup folder.
+    pub(crate) async fn backups(&self) -> Vec<String> {
+        let list =
+            docker(&["exec", &self.name, "sh", "-c", "ls -A /var/lib/weaviate/backups 2>/dev/null || true"])
+                .await;
+        list.lines().map(str::to_owned).collect()
+    }
+
+    pub(crate) async fn tenant(&self, class: &str, tenant: &str) -> String {
+        let all = self.call("GET", &format!("/v1/schema/{class}/tenants"), None).await;
+        let one = all.as_array().unwrap().iter().find(|t| t["name"] == tenant).unwrap();
+        one["activityStatus"].as_str().unwrap().to_owned()
+    }
+
+    pub(crate) fn adapter(&self, keys: &str) -> Arc<dyn ServiceAdapter> {
+        adapter(&format!("container = '{}'\napi_key = {{ env = 'CANARY' }}\n{keys}", self.name))
+    }
+
+    pub(crate) async fn restart(&self) {
+        docker(&["restart", "-t", "60", &self.name]).await;
+        self.wait_until_ready().await;
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _gone = Command::new("docker").args(["rm", "-fv", &self.name]).output();
+        let _gone = Command::new("docker").args(["volume", "rm", "-f", &self.name]).output();
+    }
+}
+
+pub(crate) fn adapter(keys: &str) -> Arc<dyn ServiceAdapter> {
+    let config: WeaviateConfig = toml::from_str(keys).unwrap();
+    config.build(&BuildContext::new(ServiceName::new("vectors").unwrap(), "/")).unwrap()
+}
+
+/// `CANARY` is the administrator's key; any other name is itself the key.
+#[derive(Debug)]
+pub(crate) struct Keys;
+
+impl SecretResolver for Keys {
+    fn resolve(&self, reference: &SecretRef) -> Result<Secret, ConfigError> {
+        match reference {
+            SecretRef::Env(name) if name != "CANARY" => Ok(Secret::new(name.as_str())),
+            _ => Ok(Secret::new(CANARY)),
+        }
+    }
+}
+
+/// Only contexts are wanted of it.
+struct Unused;
+
+#[async_trait]
+impl AdapterFixture for Unused {
+    fn adapter(&self) -> Arc<dyn ServiceAdapter> {
+        unreachable!()
+    }
+    async fn mutate(&self) {}
+    async fn live(&self) -> String {
+        String::new()
+    }
+    fn context(&self, cx: OpContext) -> OpContext {
+        with_keys(cx)
+    }
+}
+
+pub(crate) fn with_keys(mut cx: OpContext) -> OpContext {
+    cx.secrets = Arc::new(Keys);
+    cx.run_id = RunId::generate(cx.clock.now());
+    cx.at_work = cx.run_id.clone();
+    cx
+}
+
+pub(crate) fn bench() -> Bench {
+    Bench::new(Unused)
+}
+
+/// The context of another operation, a moment later, with the same private folders.
+pub(crate) fn later(cx: &OpContext) -> OpContext {
+    let mut later = with_keys(cx.clone());
+    later.timestamp = cx.timestamp.next();
+    later
+}
+
+pub(crate) async fn staged(
+    adapter: &dyn ServiceAdapter,
+    cx: &OpContext,
+    backup: &Captured,
+) -> Result<(RestorePlan, StepToken), AdapterError> {
+    let plan = adapter.plan_restore(cx, &backup.metadata, &RestoreTarget::Live).await?;
+    let staged = adapter.stage(cx, &plan, &backup.source(Damage::None)).await?;
+    Ok((plan, staged))
+}
+
+/// Waits until `seen` says yes.
+pub(crate) async fn until<F: Future<Output = bool>>(what: &str, mut seen: impl FnMut() -> F) {
+    let end = Instant::now() + Duration::from_secs(60);
+    while !seen().await {
+        assert!(Instant::now() < end, "{what} does not come");
+        sleep(Duration::from_millis(20)).await;
+    }
+}
