@@ -149,6 +149,11 @@ choose_client() {
         ;;
     yugabyte) client=(docker exec -i "$STACK_NAME-yugabyte" ysqlsh -h localhost -U yugabyte) ;;
     postgres) client=(docker exec -i "$STACK_NAME-postgres" psql -U ceo_admin) ;;
-    *) die "no service \`$service\`: redis, yugabyte or postgres" ;;
+    weaviate)
+        [[ ! -e $env_file ]] || WEAVIATE_API_KEY=$(sed -n 's/^WEAVIATE_API_KEY=//p' "$env_file")
+        export WEAVIATE_API_KEY=${WEAVIATE_API_KEY:-}
+        client=("http://$(docker port "$STACK_NAME-weaviate" 8080)")
+        ;;
+    *) die "no service \`$service\`: redis, yugabyte, postgres or weaviate" ;;
     esac
 }

@@ -86,7 +86,7 @@ impl Schema {
         found
     }
 
-    /// Counts the objects of every collection and every active tenant.
+    /// Counts the objects of every collection and every active tenant, and how many of them can be searched by vector.
     ///
     /// # Errors
     /// `Changed` for a collection that went away meanwhile, by name.
@@ -117,6 +117,7 @@ impl Schema {
                 }
             }
         }
+        counts.insert("searchable".to_owned(), searchable(api, cx, &parts).await?);
         counts.insert("collections".to_owned(), self.classes.len() as u64);
         if tenants > 0 {
             counts.insert("tenants".to_owned(), tenants as u64);
@@ -167,6 +168,47 @@ fn is_name(name: &str) -> bool {
 
 fn is_tenant(name: &str) -> bool {
     !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'))
+}
+
+/// Of how many collections and tenants the vector index is tried.
+const TRIED: usize = 200;
+
+/// How many of `parts` find a nearest neighbour for the vector of an object of theirs: those whose index is there.
+async fn searchable(api: &Api, cx: &OpContext, parts: &[(&str, Option<&str>)]) -> Result<u64, AdapterError> {
+    let mut found = 0;
+    for (class, tenant) in parts.iter().take(TRIED) {
+        let of = tenant.map(|t| format!("&tenant={t}")).unwrap_or_default();
+        let path = format!("/v1/objects?class={class}&limit=1&include=vector{of}");
+        // Gone meanwhile, or of a kind that cannot be asked so: then it is not found after a restore either.
+        let object = match api.get(cx, &path).await {
+            Ok(answer) => answer["objects"][0].clone(),
+            Err(_) => {
+                cx.check_alive()?;
+                continue;
+            }
+        };
+        let named = object["vectors"].as_object().and_then(|v| v.iter().next());
+        let (vector, target) = match (object["vector"].as_array(), named) {
+            (Some(_), _) => (object["vector"].to_string(), String::new()),
+            (None, Some((name, vector))) if is_name(name) => {
+                (vector.to_string(), format!(",targetVectors:[\"{name}\"]"))
+            }
+            _ => continue,
+        };
+        let tenant = tenant.map(|t| format!(",tenant:\"{t}\"")).unwrap_or_default();
+        let query = format!(
+            "{{Get{{{class}(limit:1,nearVector:{{vector:{vector}{target}}}{tenant}){{_additional{{id}}}}}}}}"
+        );
+        let answer = match api.ask(cx, "/v1/graphql", &json!({ "query": query })).await {
+            Ok(answer) => answer,
+            Err(_) => {
+                cx.check_alive()?;
+                continue;
+            }
+        };
+        found += u64::from(answer["data"]["Get"][*class].as_array().is_some_and(|a| !a.is_empty()));
+    }
+    Ok(found)
 }
 
 type Tenants = Option<BTreeMap<String, String>>;

@@ -75,7 +75,12 @@ pub(super) fn exchange(
         fs::rename(&part, aside).map_err(failed("name", aside))?;
         sync(data)?;
     }
-    resume(data, aside)
+    resume(data, aside)?;
+    if from.is_dir() && !names(from, &BTreeSet::new())?.is_empty() {
+        let what = format!("`{}` is there already, of something else", aside.display());
+        return Err(AdapterError::new(AdapterErrorKind::Conflict, what));
+    }
+    Ok(())
 }
 
 /// Whether an exchange into `aside` was begun and is not done.

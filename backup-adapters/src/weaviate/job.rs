@@ -42,8 +42,6 @@ pub(super) enum Kind {
 pub(super) struct Job {
     pub(super) id: String,
     pub(super) kind: Kind,
-    /// For a restore on a node of another name: the old name and the new one.
-    pub(super) renamed: Option<(String, String)>,
 }
 
 pub(super) fn phase(cx: &OpContext, phase: &str) {
@@ -82,10 +80,7 @@ impl Job {
                     (ROOT.to_owned(), json!({ "id": self.id, "config": { "CompressionLevel": level } }))
                 }
                 Kind::Restore => {
-                    let mut body = json!({ "config": { "usersOptions": "all", "rolesOptions": "all" } });
-                    if let Some((from, to)) = &self.renamed {
-                        body["node_mapping"] = json!({ from.as_str(): to });
-                    }
+                    let body = json!({ "config": { "usersOptions": "all", "rolesOptions": "all" } });
                     (self.path(), body)
                 }
             };

@@ -98,10 +98,24 @@ pub(super) async fn plan(
         Err(e) if e.kind() == AdapterErrorKind::Unavailable => (named(server, cx).await?, None),
         Err(e) => return Err(e),
     };
+    // The server can be told of another name (`node_mapping`), but then does not find its objects (1.35).
+    if !backup.node.is_empty() && !node.is_empty() && backup.node != node {
+        return Err(AdapterError::new(
+            AdapterErrorKind::Conflict,
+            format!(
+                "the backup is of node `{}`, and {server} is node `{node}`: set CLUSTER_HOSTNAME={} in it",
+                backup.node, backup.node
+            ),
+        ));
+    }
     let name = "weaviate";
+    let mut kept_at = cx.timestamp;
+    while keep_aside::kept_path(&data.join(name), kept_at).exists() {
+        kept_at = kept_at.next();
+    }
     let live = Live {
         staged: keep_aside::staging_path(&data.join(name), &cx.run_id),
-        kept: keep_aside::kept_path(&data.join(name), cx.timestamp),
+        kept: keep_aside::kept_path(&data.join(name), kept_at),
         keep,
         node: if node.is_empty() { backup.node.clone() } else { node },
         expected: None,
@@ -307,11 +321,14 @@ impl Live {
         if !self.live {
             return Err(AdapterError::new(AdapterErrorKind::Conflict, "this restore never went live"));
         }
-        let mut aside = keep_aside::kept_path(&self.data.join("weaviate"), cx.timestamp);
-        if aside == self.kept {
-            aside.set_extension(cx.timestamp.next().to_string());
+        let (mut at, mut aside) =
+            (cx.timestamp, keep_aside::kept_path(&self.data.join("weaviate"), cx.timestamp));
+        // Once the kept entries have moved, the folder of that name is that of this undo.
+        while aside == self.kept || (exchange::is_done(&aside) && !is_empty(&self.kept)) {
+            at = at.next();
+            aside = keep_aside::kept_path(&self.data.join("weaviate"), at);
         }
-        if !exchange::is_done(&aside) || !is_empty(&self.kept) {
+        if !exchange::is_done(&aside) {
             self.exchange(server, cx, &self.kept, &aside).await?;
         }
         ready(server, cx).await?;

@@ -82,7 +82,7 @@ pub(super) async fn reclaim(
         if !wanted.contains(&id) {
             continue;
         }
-        let job = Job { id: id.clone(), kind: Kind::Create, renamed: None };
+        let job = Job { id: id.clone(), kind: Kind::Create };
         if job.is_over(&api, cx).await != Some(true) {
             job.cancel(&api, cx, std::time::Duration::from_secs(30)).await;
         }

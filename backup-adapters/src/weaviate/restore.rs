@@ -154,7 +154,10 @@ pub(super) async fn probe(
             let asleep = schema.inactive();
             let mut found = schema.count(&api, cx).await?;
             // Tenants that sleep were not counted.
-            found.counts.retain(|name, _| !asleep.keys().any(|class| *name == format!("objects.{class}")));
+            found.counts.retain(|name, _| {
+                !(asleep.keys().any(|class| *name == format!("objects.{class}"))
+                    || (name == "searchable" && !asleep.is_empty()))
+            });
             Ok(found)
         }
         RestoreTarget::Dir(dir) => Ok(place::evidence(&place::find(dir.clone()).await?.1)),

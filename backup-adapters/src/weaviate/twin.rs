@@ -125,8 +125,7 @@ async fn load_classes(cx: &OpContext, api: &Api, load: &Load) -> Result<Vec<Stri
         return Ok(Vec::new());
     }
     phase(cx, "the server restores the backup");
-    let renamed = (load.node != load.run_as).then(|| (load.node.clone(), load.run_as.clone()));
-    let job = Job { id: load.id.clone(), kind: Kind::Restore, renamed };
+    let job = Job { id: load.id.clone(), kind: Kind::Restore };
     let classes = job.start(api, cx).await?;
     job.wait(api, cx, None).await?;
     Ok(classes.into_iter().collect())

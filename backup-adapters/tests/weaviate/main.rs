@@ -1,5 +1,6 @@
 //! Weaviate against the real server in containers.
 #![cfg(feature = "weaviate")]
+#![expect(clippy::unwrap_used, reason = "helpers of tests, too, fail by panicking")]
 
 mod capture;
 mod conformance;

@@ -16,7 +16,7 @@ async fn a_server_is_restored_undone_and_restarted() {
     assert!(wanted.contains("reader") && wanted.contains("custom"));
     let backup = capture(&*adapter, &bench().cx()).await.unwrap_or_else(|e| panic!("{}", chain(&e)));
     assert_eq!(backup.report.evidence.counts["objects.Ten.asleep"], 50);
-    assert_eq!(server.digest().await, wanted, "a capture changed something");
+    server.assert_holds(&wanted, "a capture changed something").await;
     server.call("DELETE", "/v1/schema/Doc", None).await;
     server.call("DELETE", "/v1/authz/roles/reader", None).await;
     server.make_class("Other", false).await;
@@ -25,9 +25,9 @@ async fn a_server_is_restored_undone_and_restarted() {
     let bench = bench();
     let cx = bench.cx();
     let (plan, token) = staged(&*adapter, &cx, &backup).await.unwrap_or_else(|e| panic!("{}", chain(&e)));
-    assert_eq!(server.digest().await, old);
+    server.assert_holds(&old, "digest").await;
     let switched = adapter.switch(&cx, &plan, &token).await.unwrap_or_else(|e| panic!("{}", chain(&e)));
-    assert_eq!(server.digest().await, wanted);
+    server.assert_holds(&wanted, "digest").await;
     let probed = adapter.probe(&cx, &RestoreTarget::Live).await.unwrap();
     assert_eq!(backup.report.evidence.contradictions(&probed), Vec::<String>::new());
     // The tenant that sleeps has its objects.
@@ -42,16 +42,16 @@ async fn a_server_is_restored_undone_and_restarted() {
     assert_eq!(count["data"]["Aggregate"]["Ten"][0]["meta"]["count"], 50, "{count}");
     server.set_tenant("Ten", "asleep", "INACTIVE").await;
     server.restart().await;
-    assert_eq!(server.digest().await, wanted, "after a restart");
+    server.assert_holds(&wanted, "after a restart").await;
     let later = later(&cx);
     let undone = adapter.undo(&later, &switched).await.unwrap_or_else(|e| panic!("{}", chain(&e)));
-    assert_eq!(server.digest().await, old, "undone");
+    server.assert_holds(&old, "undone").await;
     assert_eq!(adapter.undo(&later, &switched).await.unwrap(), undone);
     server.restart().await;
-    assert_eq!(server.digest().await, old, "undone and restarted");
+    server.assert_holds(&old, "undone and restarted").await;
     adapter.discard(&later, &undone).await.unwrap();
     assert!(adapter.leftovers(&later, &undone).await.unwrap().is_empty());
-    assert_eq!(server.digest().await, old, "cleaned up");
+    server.assert_holds(&old, "cleaned up").await;
     assert_eq!(server.backups().await, Vec::<String>::new());
     let twins = docker(&["ps", "-aq", "--filter", &format!("label=backup.run-id={}", cx.run_id)]).await;
     assert_eq!(twins, "");
@@ -68,15 +68,20 @@ async fn an_empty_server_and_one_of_another_name() {
     server.seed().await;
     let wanted = server.digest().await;
     let backup = capture(&*adapter, &bench().cx()).await.unwrap();
-    // Another node: the server's own rule is that the name is that of the backup.
+    // The name of the node is in the backup.
     let other = Server::with(&["-e", "CLUSTER_HOSTNAME=second"]).await;
+    let e = staged(&*other.adapter(""), &bench().cx(), &backup).await.unwrap_err();
+    assert!(
+        e.kind() == AdapterErrorKind::Conflict && chain(&e).contains("CLUSTER_HOSTNAME=first"),
+        "{}",
+        chain(&e)
+    );
+    let other = Server::with(&["-e", "CLUSTER_HOSTNAME=first"]).await;
     let adapter = other.adapter("");
     let cx = bench().cx();
     let (plan, token) = staged(&*adapter, &cx, &backup).await.unwrap_or_else(|e| panic!("{}", chain(&e)));
     adapter.switch(&cx, &plan, &token).await.unwrap_or_else(|e| panic!("{}", chain(&e)));
-    assert_eq!(other.digest().await, wanted);
-    other.restart().await;
-    assert_eq!(other.digest().await, wanted);
+    other.assert_holds(&wanted, "another server").await;
     // And nothing restored gives nothing.
     let cx = bench().cx();
     let (plan, token) = staged(&*adapter, &cx, &nothing).await.unwrap_or_else(|e| panic!("{}", chain(&e)));
@@ -105,7 +110,7 @@ async fn a_stopped_server_is_restored_and_a_scratch_one_tells_damage() {
     let cx = bench().cx();
     let (plan, token) = staged(&*adapter, &cx, &backup).await.unwrap_or_else(|e| panic!("{}", chain(&e)));
     adapter.switch(&cx, &plan, &token).await.unwrap_or_else(|e| panic!("{}", chain(&e)));
-    assert_eq!(server.digest().await, wanted);
+    server.assert_holds(&wanted, "digest").await;
     // A test restore of files that were damaged on the way fails, though they are all there.
     let cx = bench().cx();
     let dir = tempfile::tempdir().unwrap();

@@ -146,8 +146,9 @@ impl Server {
             let end = to.min(at + 500);
             let objects: Vec<Value> = (at..end)
                 .map(|n| {
-                    let vector: Vec<f64> =
-                        (0..dimensions).map(|d| f64::from((n * 31 + d * 17) % 101) / 101.0).collect();
+                    let vector: Vec<f64> = (0..dimensions)
+                        .map(|d| f64::from((n * 7919 + d * d * 104_729 + d * 13) % 10_007) / 10_007.0)
+                        .collect();
                     let mut object = json!({
                         "class": class, "id": format!("00000000-0000-4000-8000-{n:012}"),
                         "properties": { "text": format!("object {n}"), "n": n }, "vector": vector,
@@ -265,6 +266,27 @@ impl Server {
             .collect();
         users.sort();
         format!("{out}\nroles {roles:?} users {users:?}")
+    }
+
+    /// Waits until it holds `wanted`: just after a start, it may not find the nearest yet.
+    pub(crate) async fn assert_holds(&self, wanted: &str, what: &str) {
+        let until = Instant::now() + Duration::from_secs(20);
+        loop {
+            let found = self.digest().await;
+            if found == wanted {
+                return;
+            }
+            if Instant::now() > until {
+                let (a, b) = (wanted.lines(), found.lines());
+                let first = a.zip(b).find(|(a, b)| a != b);
+                panic!(
+                    "{what}: {} lines wanted, {} found; first: {first:?}",
+                    wanted.lines().count(),
+                    found.lines().count()
+                );
+            }
+            sleep(Duration::from_millis(500)).await;
+        }
     }
 
     async fn neighbours(&self, class: &str, tenant: &str, objects: &[String]) -> String {
