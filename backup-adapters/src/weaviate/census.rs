@@ -180,13 +180,11 @@ async fn searchable(api: &Api, cx: &OpContext, parts: &[(&str, Option<&str>)]) -
         let of = tenant.map(|t| format!("&tenant={t}")).unwrap_or_default();
         let path = format!("/v1/objects?class={class}&limit=1&include=vector{of}");
         // Gone meanwhile, or of a kind that cannot be asked so: then it is not found after a restore either.
-        let object = match api.get(cx, &path).await {
-            Ok(answer) => answer["objects"][0].clone(),
-            Err(_) => {
-                cx.check_alive()?;
-                continue;
-            }
+        let Ok(answer) = api.get(cx, &path).await else {
+            cx.check_alive()?;
+            continue;
         };
+        let object = &answer["objects"][0];
         let named = object["vectors"].as_object().and_then(|v| v.iter().next());
         let (vector, target) = match (object["vector"].as_array(), named) {
             (Some(_), _) => (object["vector"].to_string(), String::new()),
@@ -199,12 +197,9 @@ async fn searchable(api: &Api, cx: &OpContext, parts: &[(&str, Option<&str>)]) -
         let query = format!(
             "{{Get{{{class}(limit:1,nearVector:{{vector:{vector}{target}}}{tenant}){{_additional{{id}}}}}}}}"
         );
-        let answer = match api.ask(cx, "/v1/graphql", &json!({ "query": query })).await {
-            Ok(answer) => answer,
-            Err(_) => {
-                cx.check_alive()?;
-                continue;
-            }
+        let Ok(answer) = api.ask(cx, "/v1/graphql", &json!({ "query": query })).await else {
+            cx.check_alive()?;
+            continue;
         };
         found += u64::from(answer["data"]["Get"][*class].as_array().is_some_and(|a| !a.is_empty()));
     }

@@ -70,23 +70,24 @@ async fn every_write_before_the_capture_is_in_the_backup() {
     let server = Arc::new(Server::start().await);
     server.seed().await;
     let (stop, written) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU32::new(0)));
-    let writer = {
+    let mut writer = tokio::task::JoinSet::new();
+    {
         let (server, stop, written) = (Arc::clone(&server), Arc::clone(&stop), Arc::clone(&written));
-        tokio::spawn(async move {
+        writer.spawn(async move {
             let mut n = 10_000;
             while !stop.load(Ordering::SeqCst) {
                 server.fill("Doc", None, n, n + 50, 16).await;
                 n += 50;
                 written.fetch_add(50, Ordering::SeqCst);
             }
-        })
-    };
+        });
+    }
     until("the writer", async || written.load(Ordering::SeqCst) >= 200).await;
     let acknowledged = u64::from(written.load(Ordering::SeqCst));
     let adapter = server.adapter("");
     let captured = capture(&*adapter, &bench().cx()).await.unwrap_or_else(|e| panic!("{}", chain(&e)));
     stop.store(true, Ordering::SeqCst);
-    writer.await.unwrap();
+    writer.join_next().await.unwrap().unwrap();
     let evidence = &captured.report.evidence;
     let (low, high) = (evidence.counts["objects.Doc"], evidence.counts_after["objects.Doc"]);
     assert!(low >= 300 + acknowledged && high > low, "{low} to {high}");

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
 
 /// What happens to a request.
 #[derive(Debug, Clone)]
@@ -26,13 +27,8 @@ pub(crate) struct Proxy {
     pub(crate) address: SocketAddr,
     /// First lines of what came.
     pub(crate) seen: Arc<Mutex<Vec<String>>>,
-    task: tokio::task::JoinHandle<()>,
-}
-
-impl Drop for Proxy {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
+    /// Ends with this.
+    _task: JoinSet<()>,
 }
 
 impl Proxy {
@@ -44,14 +40,16 @@ impl Proxy {
         let server = server.trim_start_matches("http://").to_owned();
         let rule: Arc<Mutex<Rule>> = Arc::new(Mutex::new(Box::new(rule)));
         let list = Arc::clone(&seen);
-        let task = tokio::spawn(async move {
+        let mut task = JoinSet::new();
+        task.spawn(async move {
+            let mut connections = JoinSet::new();
             while let Ok((stream, _)) = listener.accept().await {
                 let (server, rule, list) = (server.clone(), Arc::clone(&rule), Arc::clone(&list));
                 // One request a connection: broken ones are part of the game.
-                tokio::spawn(async move { serve(stream, &server, &rule, &list).await });
+                connections.spawn(async move { serve(stream, &server, &rule, &list).await });
             }
         });
-        Self { address, seen, task }
+        Self { address, seen, _task: task }
     }
 }
 

@@ -20,6 +20,7 @@ pub(crate) const CANARY: &str = "canary-api-key-7f3a";
 
 static NUMBER: AtomicU32 = AtomicU32::new(0);
 
+#[expect(clippy::disallowed_methods, reason = "tests may be told of another image")]
 pub(crate) fn image() -> String {
     std::env::var("BACKUP_TEST_WEAVIATE_IMAGE").unwrap_or_else(|_| "backup-test/weaviate:1.35".to_owned())
 }
