@@ -148,7 +148,9 @@ impl Server {
             let objects: Vec<Value> = (at..end)
                 .map(|n| {
                     let vector: Vec<f64> = (0..dimensions)
-                        .map(|d| f64::from((n * 7919 + d * d * 104_729 + d * 13) % 10_007) / 10_007.0)
+                        .map(|d| {
+                            f64::from((n * 7919 + (d * d) % 1009 * 104_729 + d * 13) % 10_007) / 10_007.0
+                        })
                         .collect();
                     let mut object = json!({
                         "class": class, "id": format!("00000000-0000-4000-8000-{n:012}"),
