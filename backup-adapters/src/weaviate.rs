@@ -5,12 +5,15 @@
 //! kind = "weaviate"
 //! container = "truthsi-weaviate"               # or url = "http://localhost:8080"
 //! api_key = { env = "WEAVIATE_API_KEY" }
+//! capture = "auto"                             # backup, export
 //! inactive_tenants = "auto"                    # activate, leave-out
 //! ```
 //!
 //! The server writes a backup into its own backup folder (module `backup-filesystem`); its files are collected from
 //! there into one archive and removed. What the server leaves out without a word is looked for: collections, and tenants
 //! that are not loaded.
+//!
+//! A server without that module is exported instead: see `export`.
 //!
 //! A restore runs a server of the same image beside the live one, which restores the backup into a folder in the live
 //! one's volume, and counts it. Only then the live server is stopped for as long as it takes to exchange the two.
@@ -21,6 +24,7 @@ mod census;
 mod check;
 mod discover;
 mod exchange;
+mod export;
 mod files;
 mod hand;
 mod job;
@@ -63,9 +67,26 @@ pub struct WeaviateConfig {
     pub port: Option<u16>,
     /// The API key of a user that may see and back up everything.
     pub api_key: Option<ServiceSecret>,
+    /// How the data is captured.
+    #[serde(default)]
+    pub capture: CaptureMode,
     /// What is done about tenants that are not loaded, which the server leaves out of its backups.
     #[serde(default)]
     pub inactive_tenants: Inactive,
+}
+
+/// How the data is captured.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum CaptureMode {
+    /// By the server's own backup if it has the module `backup-filesystem`, else by an export, with a warning.
+    #[default]
+    Auto,
+    /// By the server's own backup, or not at all.
+    Backup,
+    /// All objects with their vectors, collection by collection, while applications write. Without users and roles.
+    Export,
 }
 
 /// What is done about tenants that are not loaded.
@@ -118,7 +139,7 @@ impl AdapterConfig for WeaviateConfig {
             port: self.port.unwrap_or(PORT),
             api_key: self.api_key.map(|key| key.relative_to(&cx.base_dir)),
         };
-        Ok(Arc::new(Weaviate { server, inactive: self.inactive_tenants }))
+        Ok(Arc::new(Weaviate { server, mode: self.capture, inactive: self.inactive_tenants }))
     }
 
     fn discover(cx: &DiscoverContext) -> Result<Discovery, AdapterError> {
@@ -130,6 +151,7 @@ impl AdapterConfig for WeaviateConfig {
 #[derive(Debug, Clone)]
 pub struct Weaviate {
     server: Server,
+    mode: CaptureMode,
     inactive: Inactive,
 }
 
@@ -152,20 +174,26 @@ impl ServiceAdapter for Weaviate {
     async fn check(&self, cx: &OpContext) -> Result<(), AdapterError> {
         let api = self.server.connect(cx).await?;
         let facts = server::facts(&api, cx).await?;
-        self.server.files(cx, facts.backups(&api)?).await?;
-        server::check_rights(&api, cx).await
+        let backups = facts.backups(&api, self.mode)?;
+        if let Some(backups) = backups {
+            self.server.files(cx, backups).await?;
+        }
+        server::check_rights(&api, cx, backups.is_some()).await
     }
 
     async fn open(&self, cx: &OpContext) -> Result<BackupSource, AdapterError> {
-        capture::open(&self.server, self.inactive, cx).await
+        capture::open(&self.server, self.mode, self.inactive, cx).await
     }
 
     fn content_check(
         &self,
         purpose: &CheckPurpose,
-        _artifact: &ArtifactMeta,
+        artifact: &ArtifactMeta,
     ) -> Option<Box<dyn ContentCheck>> {
-        Some(Box::new(check::BackupCheck::new(purpose)))
+        Some(match restore::is_export(artifact) {
+            true => Box::new(export::ExportCheck::new(purpose)),
+            false => Box::new(check::BackupCheck::new(purpose)),
+        })
     }
 
     fn by_hand(&self, backup: &HandContext<'_>) -> Vec<HandStep> {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use backup_core::{AdapterError, AdapterErrorKind, OpContext, Secret};
+use bytes::Bytes;
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
 use reqwest::{Client, Method};
 use serde_json::Value;
@@ -82,6 +83,10 @@ pub(super) fn one_line(text: &str) -> String {
     line
 }
 
+fn text(body: &Value) -> Bytes {
+    body.to_string().into()
+}
+
 impl Api {
     /// Makes no contact. `base` has no slash at its end; `name` is what errors call the server.
     ///
@@ -127,14 +132,25 @@ impl Api {
         path: &str,
         body: Option<&Value>,
     ) -> Result<Answer, AdapterError> {
-        let mut request = self.client.request(method, format!("{}{path}", self.base));
-        if let Some(body) = body {
-            request = request.header(CONTENT_TYPE, "application/json").body(body.to_string());
-        }
-        cx.within(self.read(request)).await?
+        self.request(cx, method, path, body.map(text), MAX_ANSWER).await
     }
 
-    async fn read(&self, request: reqwest::RequestBuilder) -> Result<Answer, AdapterError> {
+    async fn request(
+        &self,
+        cx: &OpContext,
+        method: Method,
+        path: &str,
+        body: Option<Bytes>,
+        max: usize,
+    ) -> Result<Answer, AdapterError> {
+        let mut request = self.client.request(method, format!("{}{path}", self.base));
+        if let Some(body) = body {
+            request = request.header(CONTENT_TYPE, "application/json").body(body);
+        }
+        cx.within(self.read(request, max)).await?
+    }
+
+    async fn read(&self, request: reqwest::RequestBuilder, max: usize) -> Result<Answer, AdapterError> {
         let broken = |e: reqwest::Error| {
             let what = match (e.is_connect(), e.is_timeout()) {
                 (true, _) => "does not answer",
@@ -148,8 +164,8 @@ impl Api {
         let (status, mut body) = (response.status().as_u16(), Vec::new());
         while let Some(piece) = response.chunk().await.map_err(broken)? {
             body.extend_from_slice(&piece);
-            if body.len() > MAX_ANSWER {
-                let what = format!("{} answers with more than {MAX_ANSWER} bytes", self.name);
+            if body.len() > max {
+                let what = format!("{} answers with more than {max} bytes", self.name);
                 return Err(AdapterError::corrupt(what));
             }
         }
@@ -161,17 +177,40 @@ impl Api {
     /// # Errors
     /// Those of [`Self::refused`]; `Unavailable` once patience is at its end.
     pub(super) async fn get(&self, cx: &OpContext, path: &str) -> Result<Value, AdapterError> {
-        self.patiently(cx, Method::GET, path, None).await
+        Ok(self.patiently(cx, Method::GET, path, None, MAX_ANSWER).await?.json())
+    }
+
+    /// As [`Self::get`]: the answer as it came, and not more than `max` bytes of it.
+    ///
+    /// # Errors
+    /// As [`Self::get`]; `Corrupt` for more.
+    pub(super) async fn bytes(
+        &self,
+        cx: &OpContext,
+        path: &str,
+        max: usize,
+    ) -> Result<Vec<u8>, AdapterError> {
+        Ok(self.patiently(cx, Method::GET, path, None, max).await?.body)
     }
 
     /// As [`Self::get`], for a query by POST, which changes nothing.
     pub(super) async fn ask(&self, cx: &OpContext, path: &str, body: &Value) -> Result<Value, AdapterError> {
-        self.patiently(cx, Method::POST, path, Some(body)).await
+        self.send(cx, path, text(body)).await
+    }
+
+    /// As [`Self::ask`], of JSON as text; also for a change that may as well be made twice.
+    pub(super) async fn send(
+        &self,
+        cx: &OpContext,
+        path: &str,
+        body: impl Into<Bytes>,
+    ) -> Result<Value, AdapterError> {
+        Ok(self.patiently(cx, Method::POST, path, Some(body.into()), MAX_ANSWER).await?.json())
     }
 
     /// As [`Self::get`], for a change that may as well be made twice.
     pub(super) async fn put(&self, cx: &OpContext, path: &str, body: &Value) -> Result<Value, AdapterError> {
-        self.patiently(cx, Method::PUT, path, Some(body)).await
+        Ok(self.patiently(cx, Method::PUT, path, Some(text(body)), MAX_ANSWER).await?.json())
     }
 
     async fn patiently(
@@ -179,12 +218,13 @@ impl Api {
         cx: &OpContext,
         method: Method,
         path: &str,
-        body: Option<&Value>,
-    ) -> Result<Value, AdapterError> {
+        body: Option<Bytes>,
+        max: usize,
+    ) -> Result<Answer, AdapterError> {
         let until = Instant::now() + PATIENCE;
         loop {
-            let trouble = match self.once(cx, method.clone(), path, body).await {
-                Ok(answer) if answer.is_success() => return Ok(answer.json()),
+            let trouble = match self.request(cx, method.clone(), path, body.clone(), max).await {
+                Ok(answer) if answer.is_success() => return Ok(answer),
                 Ok(answer) if answer.status < 500 => return Err(self.refused(path, &answer)),
                 Ok(answer) => self.refused(path, &answer),
                 Err(e) if e.kind() == AdapterErrorKind::Unavailable => e,

@@ -1,6 +1,7 @@
 //! From a server to a stream: its own backup, whose files are collected, and what it holds before and after.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,7 +21,7 @@ use super::files::{Files, archive_of};
 use super::job::{Job, Kind, phase};
 use super::model;
 use super::server::{self, Facts, Server};
-use super::{Inactive, reclaim, tenants};
+use super::{CaptureMode, Inactive, export, reclaim, tenants};
 
 /// How long the end of a capture may take: the run waits for it.
 const END: Duration = Duration::from_secs(7);
@@ -37,7 +38,9 @@ const TRIES: u32 = 5;
 struct State {
     api: Api,
     facts: Facts,
-    files: Files,
+    /// Where the server's own backup lies; `None` for an export.
+    files: Option<Files>,
+    told: Arc<std::sync::Mutex<export::Told>>,
     job: Job,
     /// The server was asked to begin.
     begun: bool,
@@ -54,16 +57,36 @@ struct State {
 /// Captures the data of `server`.
 pub(super) async fn open(
     server: &Server,
+    how: CaptureMode,
     mode: Inactive,
     cx: &OpContext,
 ) -> Result<BackupSource, AdapterError> {
     let api = server.connect(cx).await?;
     let facts = server::facts(&api, cx).await?;
-    let backups = facts.backups(&api)?.to_owned();
-    server::check_rights(&api, cx).await?;
-    let files = server.files(cx, &backups).await?;
-    let mut warnings = reclaim::sweep(&api, cx, &files).await?;
+    let backups = facts.backups(&api, how)?.map(Path::to_owned);
+    server::check_rights(&api, cx, backups.is_some()).await?;
+    let mut warnings = Vec::new();
+    let files = match &backups {
+        Some(backups) => {
+            let files = server.files(cx, backups).await?;
+            warnings = reclaim::sweep(&api, cx, &files).await?;
+            Some(files)
+        }
+        None => {
+            let why = match how {
+                CaptureMode::Export => "as `capture` says".to_owned(),
+                _ => format!("because it has no module {}: {}", server::MODULE, server::REMEDY),
+            };
+            let what = format!(
+                "{server} is exported object by object while it is written to, {why}. Users and roles are not in this backup"
+            );
+            cx.warn(what.as_str());
+            warnings.push(what);
+            None
+        }
+    };
     if let Some(docker) = &server.container
+        && files.is_some()
         && cx.within(docker.env("CLUSTER_HOSTNAME")).await??.is_none()
     {
         warnings.push(format!(
@@ -78,6 +101,7 @@ pub(super) async fn open(
         api,
         facts,
         files,
+        told: Arc::default(),
         begun: false,
         woken: None,
         before: None,
@@ -149,7 +173,11 @@ impl State {
         self.before = Some(counted);
         let name = ArtifactName::sanitized(cx.service.as_str());
         self.asked = cx.clock.now();
-        let artifact = if schema.classes.is_empty() {
+        let artifact = if self.files.is_none() {
+            let (api, told) = (self.api.clone(), Arc::clone(&self.told));
+            let body = export::stream(api, cx.clone(), self.job.id.clone(), &schema, told);
+            Artifact::stream(name, "tar", body).with_attribute(export::FORM, export::EXPORT)
+        } else if schema.classes.is_empty() {
             self.warnings.push(
                 "the server holds no collections; users and roles alone it does not back up".to_owned(),
             );
@@ -160,17 +188,20 @@ impl State {
             Artifact::stream(name, "tar", stream::iter([Ok(body)]))
         } else {
             cx.within(tokio::time::sleep_until(settled)).await?;
-            self.run(cx, &schema).await?;
-            let size = self.files.size(&self.job.id).await;
-            let body = self.files.archive(cx, &self.job.id).await?;
+            let files = self.files()?;
+            self.run(cx, &files, &schema).await?;
+            let size = files.size(&self.job.id).await;
+            let body = files.archive(cx, &self.job.id).await?;
             let artifact = Artifact::stream(name, "tar", body);
             match size {
                 Some(bytes) => artifact.with_size_hint(bytes),
                 None => artifact,
             }
         };
-        // They are as they were as soon as the server is done, not once its files are stored.
-        self.lull(cx).await?;
+        // They are as they were as soon as the server is done, not once its files are stored. An export still reads them.
+        if self.files.is_some() {
+            self.lull(cx).await?;
+        }
         let left = if wake { inactive } else { BTreeMap::new() };
         Ok(artifact
             .with_attribute("backup_id", self.job.id.as_str())
@@ -180,17 +211,21 @@ impl State {
             .with_attribute("inactive_tenants", serde_json::to_value(left).unwrap_or_default()))
     }
 
+    fn files(&self) -> Result<Files, AdapterError> {
+        self.files.clone().ok_or_else(|| AdapterError::unsupported("an export has no files of the server"))
+    }
+
     /// Lets the server make its backup, and compares it with what is there.
-    async fn run(&mut self, cx: &OpContext, schema: &Schema) -> Result<(), AdapterError> {
+    async fn run(&mut self, cx: &OpContext, files: &Files, schema: &Schema) -> Result<(), AdapterError> {
         phase(cx, "the server makes its backup");
         let began = Instant::now();
         self.begun = true;
         let named = self.job.start(&self.api, cx).await?;
-        self.job.wait(&self.api, cx, Some(&self.files)).await?;
+        self.job.wait(&self.api, cx, Some(files)).await?;
         self.server_ms = began.elapsed().as_millis();
         self.done = cx.clock.now();
         let id = &self.job.id;
-        let config = model::Config::parse(&self.files.read(cx, &format!("{id}/{}", model::CONFIG)).await?)?;
+        let config = model::Config::parse(&files.read(cx, &format!("{id}/{}", model::CONFIG)).await?)?;
         if &config.id != id {
             let what = format!("the server wrote the backup `{}` in the folder of `{id}`", config.id);
             return Err(AdapterError::corrupt(what));
@@ -198,7 +233,7 @@ impl State {
         let mut shards: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
         let (mut users, mut roles) = (false, false);
         for node in config.nodes.keys() {
-            let bytes = self.files.read(cx, &format!("{id}/{node}/{}", model::NODE)).await?;
+            let bytes = files.read(cx, &format!("{id}/{node}/{}", model::NODE)).await?;
             let node = model::Node::parse(&bytes)?;
             (users, roles) = (users || node.users.is_some(), roles || node.roles.is_some());
             for class in node.classes() {
@@ -264,7 +299,7 @@ impl State {
             let over =
                 complete || self.job.cancel(&self.api, &cx, END / 2).await || server.is_stopped().await;
             let gone = match over {
-                true => self.files.remove(&self.job.id).await,
+                true => self.files()?.remove(&self.job.id).await,
                 false => Err(AdapterError::new(AdapterErrorKind::Conflict, "the server still writes it")),
             };
             if let Err(e) = gone {
@@ -274,6 +309,9 @@ impl State {
             }
         }
         self.lull(&cx).await?;
+        if self.files.is_none() {
+            self.done = run.clock.now();
+        }
         let after = match (&self.before, complete) {
             (Some(_), true) => {
                 let mut counting = run.clone();
@@ -290,9 +328,16 @@ impl State {
         server: &Server,
         after: Option<Result<(Schema, Evidence), AdapterError>>,
     ) -> Result<CaptureReport, AdapterError> {
-        let mut report = CaptureReport::new("filesystem", Consistency::Dump, self.asked, self.done);
+        let (mode, consistency) = match self.files {
+            Some(_) => ("filesystem", Consistency::Dump),
+            None => ("export", Consistency::OnlineUnverified),
+        };
+        let mut report = CaptureReport::new(mode, consistency, self.asked, self.done);
         if let Some((schema, before)) = self.before.take() {
             report.evidence = before;
+            if self.files.is_none() {
+                self.exported(&mut report.evidence);
+            }
             match after {
                 Some(Ok((now, after))) => self.compare(&schema, &now, &mut report, &after),
                 // Without a second count the first one is exact only if nobody writes.
@@ -312,6 +357,20 @@ impl State {
         Ok(report)
     }
 
+    /// What was exported is known exactly.
+    fn exported(&mut self, evidence: &mut Evidence) {
+        let mut told = self.told.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let Some(found) = told.evidence() else { return };
+        self.warnings.append(&mut told.warnings);
+        self.taken = told.collections();
+        let counted = std::mem::replace(&mut evidence.counts, found.counts);
+        let all_there = ["collections", "tenants"].iter().all(|n| counted.get(*n) == evidence.counts.get(*n));
+        // Which of those that are gone could be searched, nobody knows any more.
+        if let Some(searchable) = counted.get("searchable").filter(|_| all_there) {
+            evidence.counts.insert("searchable".to_owned(), *searchable);
+        }
+    }
+
     /// What a count may be anywhere between before and after.
     fn compare(&mut self, before: &Schema, now: &Schema, report: &mut CaptureReport, after: &Evidence) {
         for class in now.names().difference(&before.names()) {
@@ -320,7 +379,10 @@ impl State {
                     .push(format!("collection `{class}` was made meanwhile and is not in this backup"));
             }
         }
-        for class in before.names().difference(&now.names()) {
+        let export = self.files.is_none();
+        // An export has told of those that it does not hold.
+        let deleted = before.names().difference(&now.names()).copied().collect::<Vec<_>>();
+        for class in deleted.into_iter().filter(|class| !export || self.taken.contains(*class)) {
             self.warnings.push(format!("collection `{class}` was deleted meanwhile"));
         }
         let inactive = now.inactive();
@@ -332,7 +394,7 @@ impl State {
                         || tenants.iter().any(|t| name == format!("objects.{class}.{t}"))
                 })
         };
-        for (name, first) in &report.evidence.counts {
+        for (name, first) in report.evidence.counts.iter().filter(|(n, _)| !export || *n == "searchable") {
             let then = match after.counts.get(name) {
                 Some(_) if unknown(name) => *first,
                 Some(then) => *then,

@@ -11,7 +11,7 @@ use super::api::Api;
 const BATCH: usize = 50;
 
 /// More tenants than this are counted together for each collection: metadata is for people, too.
-const NAMED_TENANTS: usize = 2000;
+pub(super) const NAMED_TENANTS: usize = 2000;
 
 /// The collections, and the tenants of those that have them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -162,11 +162,11 @@ impl Schema {
 }
 
 /// Of the server's own form: what goes into queries and paths unquoted.
-fn is_name(name: &str) -> bool {
+pub(super) fn is_name(name: &str) -> bool {
     !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
 }
 
-fn is_tenant(name: &str) -> bool {
+pub(super) fn is_tenant(name: &str) -> bool {
     !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'))
 }
 
@@ -225,7 +225,15 @@ async fn tenants(api: &Api, cx: &OpContext, class: &str) -> Result<Option<Tenant
     Ok(Some(Some(all)))
 }
 
-async fn count(api: &Api, cx: &OpContext, parts: &[(&str, Option<&str>)]) -> Result<Vec<u64>, AdapterError> {
+/// The objects of each of `parts`.
+///
+/// # Errors
+/// `Changed` for one that is gone.
+pub(super) async fn count(
+    api: &Api,
+    cx: &OpContext,
+    parts: &[(&str, Option<&str>)],
+) -> Result<Vec<u64>, AdapterError> {
     let mut query = "{Aggregate{".to_owned();
     for (n, (class, tenant)) in parts.iter().enumerate() {
         let tenant = tenant.map(|t| format!("(tenant:\"{t}\")")).unwrap_or_default();

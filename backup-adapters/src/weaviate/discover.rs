@@ -18,7 +18,12 @@ pub(super) fn discover(cx: &DiscoverContext) -> Discovery {
                 let Ok(service) = ServiceName::new(name.as_str()) else { continue };
                 discovery.found.push(Discovered {
                     service,
-                    summary: format!("container `{}` ({})", container.name, container.image),
+                    summary: format!(
+                        "container `{}` ({}){}",
+                        container.name,
+                        container.image,
+                        form(container)
+                    ),
                     settings,
                     covers: Vec::new(),
                 });
@@ -46,16 +51,23 @@ fn is_weaviate(container: &SeenContainer) -> bool {
             && container.env.contains_key("PERSISTENCE_DATA_PATH"))
 }
 
+fn value<'a>(container: &'a SeenContainer, name: &str) -> &'a str {
+    container.env.get(name).map_or("", |v| v.expose())
+}
+
+/// How it will be captured, where that is not the good way.
+fn form(container: &SeenContainer) -> &'static str {
+    match value(container, "ENABLE_MODULES").split(',').any(|m| m.trim() == super::server::MODULE) {
+        true => "",
+        false => ", as an export without users and roles: it lacks the module backup-filesystem",
+    }
+}
+
 fn settings(container: &SeenContainer) -> Result<toml::Table, String> {
     if container.state != RunState::Running {
         return Err("does not run: start it, or configure it by hand".to_owned());
     }
-    let value = |name: &str| container.env.get(name).map_or("", |v| v.expose());
-    if !value("ENABLE_MODULES").split(',').any(|m| m.trim() == super::server::MODULE) {
-        return Err("has no backups switched on: set ENABLE_MODULES=backup-filesystem and \
-                    BACKUP_FILESYSTEM_PATH=/var/lib/weaviate/backups in it"
-            .to_owned());
-    }
+    let value = |name: &str| value(container, name);
     let mut settings = toml::Table::new();
     settings.insert("container".into(), container.name.as_str().into());
     let keys = value(KEYS);
@@ -112,7 +124,8 @@ mod tests {
         assert!(!format!("{one:?}").contains("hunter2"));
         let several = found("weaviate", &[modules, on, (KEYS, "hunter2,b")]);
         assert!(several.found.is_empty() && several.left_out[0].why.contains("several"));
-        assert!(found("weaviate", &[]).left_out[0].why.contains("backup-filesystem"));
+        assert!(found("weaviate", &[]).found[0].summary.contains("lacks the module backup-filesystem"));
+        assert!(!open.found[0].summary.contains("lacks"));
         assert!(found("own-image", &[modules, ("PERSISTENCE_DATA_PATH", "/d")]).found.len() == 1);
         assert!(found("own-image", &[modules]).found.is_empty());
     }

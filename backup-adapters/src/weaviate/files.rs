@@ -275,14 +275,25 @@ fn member(name: &[u8], kind: Kind, meta: &fs::Metadata) -> Member {
     }
 }
 
-/// An archive of one small file, for a server that has nothing to back up.
-pub(super) fn archive_of(path: &str, content: &[u8]) -> Result<Bytes, AdapterError> {
-    let mut out = Vec::new();
+/// A file of an archive.
+pub(super) fn member_of(path: &str, content: &[u8]) -> Result<Vec<u8>, AdapterError> {
+    let mut out = Vec::with_capacity(content.len() + 2 * BLOCK);
     let member = Member { size: content.len() as u64, mode: 0o644, ..Member::new(path.into(), Kind::File) };
     encode(&member, &mut out)?;
     out.extend_from_slice(content);
     pad(&mut out, content.len());
+    Ok(out)
+}
+
+/// What an archive ends with.
+pub(super) fn end_of_archive(out: &mut Vec<u8>) {
     out.resize(out.len() + 2 * BLOCK, 0);
+}
+
+/// An archive of one small file, for a server that has nothing to back up.
+pub(super) fn archive_of(path: &str, content: &[u8]) -> Result<Bytes, AdapterError> {
+    let mut out = member_of(path, content)?;
+    end_of_archive(&mut out);
     Ok(out.into())
 }
 

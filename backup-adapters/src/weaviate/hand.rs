@@ -31,6 +31,9 @@ pub(super) fn steps(server: &Server, context: &HandContext<'_>) -> Vec<HandStep>
         }
         None => format!("{decode} | tar -xf - -C \"$BACKUP_FILESYSTEM_PATH\""),
     };
+    if backup.export {
+        return of_export(version, &decode, &format!("{curl} -X POST {base}/v1"), id);
+    }
     let body = r#"{"config":{"usersOptions":"all","rolesOptions":"all"}}"#;
     let mut steps = vec![
         HandStep::new(
@@ -73,4 +76,46 @@ pub(super) fn steps(server: &Server, context: &HandContext<'_>) -> Vec<HandStep>
         ));
     }
     steps
+}
+
+/// An export is JSON that the ordinary API takes.
+fn of_export(version: &str, decode: &str, post: &str, id: &str) -> Vec<HandStep> {
+    let without_references =
+        r#"jq -c '.classes[] | if .multiTenancyConfig.enabled then del(.shardingConfig) else . end'"#;
+    vec![
+        HandStep::new(
+            format!(
+                "Start Weaviate {version} (or a newer one) on an empty data directory, with the modules that the \
+                 collections use. Users and roles are not in this backup."
+            ),
+            "",
+        ),
+        HandStep::new("Unpack the export.", format!("{decode} | tar -xf -")),
+        HandStep::new(
+            "Make the collections.\nExport `WEAVIATE_API_KEY` first, if it asks for a key. A collection that refers to \
+             another one comes after it.",
+            format!(
+                "{without_references} {id}/schema.json | while IFS= read -r c; do {post}/schema -d \"$c\"; done"
+            ),
+        ),
+        HandStep::new(
+            "Make the tenants, if there are any: `parts` in `export.json` names them.",
+            format!(
+                "jq -r '.parts[] | select(.tenant) | .class + \" \" + .tenant' {id}/export.json | while read -r c t; do \
+                 {post}/schema/\"$c\"/tenants -d \"[{{\\\"name\\\":\\\"$t\\\"}}]\"; done"
+            ),
+        ),
+        HandStep::new(
+            "Import the objects; those of a tenant get its name. What the server says of an object that it does not take \
+             stands in `result.errors`: nothing should be shown. Objects with references come after those that they \
+             lead to.",
+            format!(
+                "find {id} -mindepth 2 -name '*.jsonl' | sort | while IFS= read -r f; do t=$(dirname \"${{f#{id}/*/}}\"); \
+                 [ \"$t\" != . ] || t=; jq -cs --arg t \"$t\" \
+                 '{{objects: map(if $t == \"\" then . else .tenant = $t end)}}' \"$f\" | {post}/batch/objects -d @- | \
+                 jq -c '.[].result.errors | select(.)'; done"
+            ),
+        ),
+        HandStep::new("Compare the numbers of objects with `parts` in `export.json`.", ""),
+    ]
 }

@@ -124,9 +124,10 @@ pub(super) async fn plan(
         data,
     };
     let kept_as = live.kept.display().to_string();
-    let steps = vec![
+    let mut steps = vec![
         format!(
-            "start a server of the same image beside {server}, which restores the backup into `{}`",
+            "start a server of the same image beside {server}, which {} `{}`",
+            if backup.export { "gets the objects of the export, in" } else { "restores the backup into" },
             live.staged.display()
         ),
         "count what it restored, and end it".to_owned(),
@@ -134,6 +135,13 @@ pub(super) async fn plan(
         format!("put the restored data into `{}`; what is there goes to `{kept_as}`", live.data.display()),
         "start it, and compare its collections".to_owned(),
     ];
+    if backup.export {
+        steps.push(
+            "users and roles are not in an export: those of the server's environment are there, the others are \
+             with the data that is kept"
+                .to_owned(),
+        );
+    }
     let replaces = vec![Replaced {
         what: match collections {
             Some(many) => format!("the {many} collections of {server}"),
@@ -218,10 +226,8 @@ impl Live {
         unpack(cx, source, backups.join(&backup.id)).await?;
         let make = data.clone();
         blocking(move || std::fs::create_dir_all(&make).map_err(failed("create", &make))).await?;
-        let (_, config) = super::place::find(backups.clone()).await?;
         let load = Load {
-            id: backup.id,
-            node: config.nodes.keys().next().cloned().unwrap_or_default(),
+            what: super::place::find(backups.clone()).await?.what(&backups),
             run_as: self.node.clone(),
             inactive: backup.inactive,
         };

@@ -15,8 +15,8 @@ use super::census::Schema;
 use super::live::{self, Live};
 use super::place::{self, Place};
 use super::server::Server;
-use super::twin::{self, Load};
-use super::{exchange, tenants};
+use super::twin::{self, Load, What};
+use super::{exchange, export, tenants};
 use crate::tree::extract::Dest;
 use crate::tree::live::blocking;
 use crate::tree::stage;
@@ -38,6 +38,13 @@ pub(super) struct Backup {
     pub(super) node: String,
     pub(super) bytes: u64,
     pub(super) inactive: BTreeMap<String, Vec<String>>,
+    /// It is an export, and not the server's own backup.
+    pub(super) export: bool,
+}
+
+/// Whether it is an export, and not the server's own backup.
+pub(super) fn is_export(artifact: &ArtifactMeta) -> bool {
+    artifact.attributes.get(export::FORM).is_some_and(|form| form == export::EXPORT)
 }
 
 /// The one artifact of a backup.
@@ -61,7 +68,10 @@ impl Backup {
         }
         let inactive = artifact.attributes.get("inactive_tenants").cloned().unwrap_or_default();
         let inactive = serde_json::from_value(inactive).unwrap_or_default();
-        Ok(Self { id, node: text("node"), bytes: artifact.plain_bytes, inactive })
+        let export = is_export(artifact);
+        // An export is of no node: any server takes it.
+        let node = if export { String::new() } else { text("node") };
+        Ok(Self { id, node, bytes: artifact.plain_bytes, inactive, export })
     }
 }
 
@@ -160,7 +170,7 @@ pub(super) async fn probe(
             });
             Ok(found)
         }
-        RestoreTarget::Dir(dir) => Ok(place::evidence(&place::find(dir.clone()).await?.1)),
+        RestoreTarget::Dir(dir) => Ok(place::find(dir.clone()).await?.evidence()),
         RestoreTarget::Scratch(scratch) => try_out(server, cx, &scratch.dir).await,
         _ => Err(AdapterError::unsupported("Weaviate cannot be counted there")),
     }
@@ -168,10 +178,11 @@ pub(super) async fn probe(
 
 /// Restores what lies in a scratch folder into a server of its own, and counts it.
 async fn try_out(server: &Server, cx: &OpContext, dir: &Path) -> Result<Evidence, AdapterError> {
-    let (id, config) = place::find(dir.to_owned()).await?;
-    let node = config.nodes.keys().next().cloned().unwrap_or_default();
+    let found = place::find(dir.to_owned()).await?;
+    let (id, node, what) = (found.id().to_owned(), found.node(), found.what(dir));
     let work = keep_aside::staging_path(&dir.join("server"), &cx.run_id);
     let (data, backups) = twin::parts(&work);
+    let export = matches!(what, What::Export(_));
     let (from, to, clean) = (dir.join(&id), backups.join(&id), work.clone());
     // The server writes into a backup that it restores: so it gets it for a while, under a name of its own.
     blocking(move || {
@@ -179,10 +190,13 @@ async fn try_out(server: &Server, cx: &OpContext, dir: &Path) -> Result<Evidence
         keep_aside::remove(&clean).map_err(failed)?;
         std::fs::create_dir_all(&data).map_err(failed)?;
         std::fs::create_dir_all(&backups).map_err(failed)?;
-        link_tree(&from, &to).map_err(failed)
+        if !export {
+            link_tree(&from, &to).map_err(failed)?;
+        }
+        Ok(())
     })
     .await?;
-    let load = Load { id, run_as: node.clone(), node, inactive: BTreeMap::new() };
+    let load = Load { what, run_as: node, inactive: BTreeMap::new() };
     let found = twin::load(server, cx, &work, &load, true).await;
     let cleaned = blocking(move || {
         keep_aside::remove(&work)

@@ -9,12 +9,17 @@ use backup_core::{AdapterError, AdapterErrorKind, OpContext};
 use serde_json::Value;
 use url::Url;
 
+use super::CaptureMode;
 use super::api::Api;
 use super::files::Files;
 use crate::runtime::{DockerRuntime, ServiceSecret};
 
 /// The module whose files are collected.
 pub(super) const MODULE: &str = "backup-filesystem";
+
+/// What brings it.
+pub(super) const REMEDY: &str =
+    "set ENABLE_MODULES=backup-filesystem and BACKUP_FILESYSTEM_PATH=/var/lib/weaviate/backups";
 
 /// A server as it is configured.
 #[derive(Debug, Clone)]
@@ -157,17 +162,18 @@ pub(super) async fn facts(api: &Api, cx: &OpContext) -> Result<Facts, AdapterErr
 }
 
 impl Facts {
-    /// Where backups are kept.
+    /// Where backups are kept; `None` if an export is made instead.
     ///
     /// # Errors
-    /// `Unsupported`, with what to set, if the module is off.
-    pub(super) fn backups(&self, api: &Api) -> Result<&Path, AdapterError> {
-        self.backups.as_deref().ok_or_else(|| {
-            AdapterError::unsupported(format!(
-                "{} has no module {MODULE}: set ENABLE_MODULES=backup-filesystem and BACKUP_FILESYSTEM_PATH=/var/lib/weaviate/backups",
-                api.name()
-            ))
-        })
+    /// `Unsupported`, with what to set, if the module is asked for and off.
+    pub(super) fn backups(&self, api: &Api, mode: CaptureMode) -> Result<Option<&Path>, AdapterError> {
+        match (mode, self.backups.as_deref()) {
+            (CaptureMode::Export, _) | (CaptureMode::Auto, None) => Ok(None),
+            (_, Some(backups)) => Ok(Some(backups)),
+            (CaptureMode::Backup, None) => {
+                Err(AdapterError::unsupported(format!("{} has no module {MODULE}: {REMEDY}", api.name())))
+            }
+        }
     }
 }
 
@@ -179,11 +185,12 @@ const NEEDED: [(&str, &str); 4] = [
     ("read_data", "data"),
 ];
 
-/// Refuses a key that sees a part of the collections only: the server would leave out the others and say nothing.
+/// Refuses a key that sees a part of the collections only: the server would leave out the others and say nothing. Only its
+/// own `backups` need the right to make them.
 ///
 /// # Errors
 /// `PermissionDenied` that names the rights.
-pub(super) async fn check_rights(api: &Api, cx: &OpContext) -> Result<(), AdapterError> {
+pub(super) async fn check_rights(api: &Api, cx: &OpContext, backups: bool) -> Result<(), AdapterError> {
     let info = match api.get(cx, "/v1/users/own-info").await {
         // Older servers, and those that let everybody in.
         Err(e) if e.kind() == AdapterErrorKind::NotFound => return Ok(()),
@@ -194,7 +201,8 @@ pub(super) async fn check_rights(api: &Api, cx: &OpContext) -> Result<(), Adapte
         }
         info => info?,
     };
-    let missing = missing_rights(&info);
+    let mut missing = missing_rights(&info);
+    missing.retain(|right| backups || *right != NEEDED[0].0);
     if missing.is_empty() {
         return Ok(());
     }

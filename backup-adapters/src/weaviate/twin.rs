@@ -12,7 +12,7 @@ use super::api::Api;
 use super::census::Schema;
 use super::job::{Job, Kind, phase};
 use super::server::Server;
-use super::tenants;
+use super::{export, tenants};
 use crate::runtime::DockerRuntime;
 use crate::runtime::docker::{Twin, TwinChange};
 
@@ -33,16 +33,24 @@ const ADMIN: &str = "backup-restore";
 /// What is restored.
 #[derive(Debug, Clone)]
 pub(super) struct Load {
-    pub(super) id: String,
-    /// The node that the backup is of, whose name its files have; empty for a backup of nothing.
-    pub(super) node: String,
+    pub(super) what: What,
     /// The name of the node that the data shall be of.
     pub(super) run_as: String,
     /// Tenants to make inactive again.
     pub(super) inactive: BTreeMap<String, Vec<String>>,
 }
 
-/// Restores the backup in `folder/backups` into `folder/data`, counts it, and ends the server cleanly.
+/// What a server gets.
+#[derive(Debug, Clone)]
+pub(super) enum What {
+    Nothing,
+    /// Its own backup of this name, which lies in its backup folder.
+    Backup(String),
+    /// The export in this folder.
+    Export(PathBuf),
+}
+
+/// Restores the backup in `folder/backups`, or an export, into `folder/data`, counts it, and ends the server cleanly.
 ///
 /// # Errors
 /// `Corrupt` if the server cannot restore it; those of the engine.
@@ -120,12 +128,16 @@ async fn run(
 }
 
 async fn load_classes(cx: &OpContext, api: &Api, load: &Load) -> Result<Vec<String>, AdapterError> {
-    if load.node.is_empty() {
-        // A backup of nothing: a server that was just started holds the same.
-        return Ok(Vec::new());
-    }
+    let id = match &load.what {
+        What::Nothing => return Ok(Vec::new()),
+        What::Backup(id) => id,
+        What::Export(folder) => {
+            phase(cx, "the server gets the objects");
+            return export::load(api, cx, folder).await;
+        }
+    };
     phase(cx, "the server restores the backup");
-    let job = Job { id: load.id.clone(), kind: Kind::Restore };
+    let job = Job { id: id.clone(), kind: Kind::Restore };
     let classes = job.start(api, cx).await?;
     job.wait(api, cx, None).await?;
     Ok(classes.into_iter().collect())

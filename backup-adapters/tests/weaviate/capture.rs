@@ -177,7 +177,7 @@ async fn keys_that_see_less_are_refused() {
 #[ignore = "needs Docker"]
 async fn a_server_without_the_module_says_what_to_set() {
     let server = Server::with(&["-e", "ENABLE_MODULES="]).await;
-    let e = server.adapter("").check(&bench().cx()).await.unwrap_err();
+    let e = server.adapter("capture = 'backup'").check(&bench().cx()).await.unwrap_err();
     assert!(
         e.kind() == AdapterErrorKind::Unsupported && chain(&e).contains("ENABLE_MODULES"),
         "{}",

@@ -10,7 +10,7 @@ use futures::StreamExt as _;
 use crate::proxy::{Fault, Proxy};
 use crate::support::{Server, adapter, bench, docker};
 
-fn through(server: &Server, proxy: &Proxy) -> Arc<dyn ServiceAdapter> {
+pub(crate) fn through(server: &Server, proxy: &Proxy) -> Arc<dyn ServiceAdapter> {
     adapter(&format!(
         "container = '{}'\nurl = 'http://{}'\napi_key = {{ env = 'CANARY' }}",
         server.name, proxy.address

@@ -23,7 +23,11 @@ impl EventSink for KillIn {
     }
 }
 
-async fn killed_in<T>(phase: &'static str, cx: &OpContext, work: impl AsyncFnOnce(OpContext) -> T) -> bool {
+pub(crate) async fn killed_in<T>(
+    phase: &'static str,
+    cx: &OpContext,
+    work: impl AsyncFnOnce(OpContext) -> T,
+) -> bool {
     let mut cx = cx.clone();
     cx.events = Arc::new(KillIn(phase));
     AssertUnwindSafe(work(cx)).catch_unwind().await.is_err()

@@ -4,6 +4,7 @@
 
 mod capture;
 mod conformance;
+mod export;
 mod faults;
 mod killed;
 mod proxy;

@@ -295,10 +295,14 @@ impl Server {
     async fn neighbours(&self, class: &str, tenant: &str, objects: &[String]) -> String {
         let Some(first) = objects.first() else { return String::new() };
         let first: Value = serde_json::from_str(first).unwrap();
+        // Of a collection with named vectors, the first one.
+        let (vector, target) = match first["vectors"].as_object().and_then(|all| all.iter().next()) {
+            Some((name, vector)) => (vector, format!(",targetVectors:[\"{name}\"]")),
+            None => (&first["vector"], String::new()),
+        };
         let tenant = if tenant.is_empty() { String::new() } else { format!(",tenant:\"{tenant}\"") };
         let query = format!(
-            "{{Get{{{class}(limit:5,nearVector:{{vector:{}}}{tenant}){{n _additional{{id}}}}}}}}",
-            first["vector"]
+            "{{Get{{{class}(limit:5,nearVector:{{vector:{vector}{target}}}{tenant}){{_additional{{id}}}}}}}}"
         );
         let found = self.call("POST", "/v1/graphql", Some(json!({ "query": query }))).await;
         format!("\n near {}\n", found["data"]["Get"][class])
