@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use backup_core::testkit::adapter_suite::{Captured, Damage, capture};
 use backup_core::{
-    AdapterError, AdapterErrorKind, Consistency, RestoreTarget, ScratchHandle, ServiceAdapter, chain,
+    AdapterError, AdapterErrorKind, Consistency, HandContext, RestoreTarget, ScratchHandle, ServiceAdapter,
+    chain,
 };
 use futures::StreamExt as _;
 use serde_json::{Value, json};
@@ -192,6 +193,31 @@ async fn an_export_is_tried_out_in_scratch_and_tells_what_cannot_be_imported() {
     std::fs::write(&page, text.replacen("\"vector\":[", "\"vector\":[1.5,", 1)).unwrap();
     let e = adapter.probe(&cx, &target).await.unwrap_err();
     assert!(chain(&e).contains("collection `Doc` of the export cannot be imported"), "{}", chain(&e));
+}
+
+#[tokio::test]
+#[ignore = "needs Docker"]
+async fn the_steps_by_hand_bring_an_export_back() {
+    let server = start().await;
+    let adapter = server.adapter("");
+    let wanted = content(&server).await;
+    let backup = exported(&*adapter).await;
+    let dir = tempfile::tempdir().unwrap();
+    let artifact = &backup.metadata.artifacts[0];
+    std::fs::write(dir.path().join(&artifact.files[0].path), backup.body(&artifact.name).concat()).unwrap();
+    let empty = Server::with(&["-e", "ENABLE_MODULES="]).await;
+    let base = empty.base().await;
+    for step in adapter.by_hand(&HandContext { metadata: &backup.metadata }) {
+        let command = format!("set -o pipefail; {}", step.command.replace("http://localhost:8080", &base));
+        let mut bash = std::process::Command::new("bash");
+        bash.args(["-c", &command]).current_dir(dir.path()).env("WEAVIATE_API_KEY", CANARY);
+        let ran = tokio::task::spawn_blocking(move || bash.output().unwrap()).await.unwrap();
+        let text = String::from_utf8_lossy(&ran.stderr).into_owned();
+        assert!(ran.status.success(), "{command}: {text}");
+        assert!(!String::from_utf8_lossy(&ran.stdout).contains("message"), "{command}: {text}");
+    }
+    empty.set_tenant("Ten", "asleep", "INACTIVE").await;
+    assert_content(&empty, &wanted, "by hand").await;
 }
 
 async fn with(
