@@ -149,3 +149,45 @@ async fn a_server_that_dies_or_restarts_midway_is_an_error() {
         assert_eq!(captured.report.evidence.counts["objects.Doc"], 5300);
     }
 }
+
+#[tokio::test]
+#[ignore = "needs Docker"]
+async fn errors_that_do_not_end_and_a_collection_that_goes_while_the_server_works() {
+    let server = Server::start().await;
+    server.seed().await;
+    for what in ["POST /v1/backups/filesystem ", "GET /v1/schema "] {
+        let rule = move |first: &str| match first.starts_with(what) {
+            true => Fault::Answer(500, "{}".into()),
+            false => Fault::Pass,
+        };
+        let proxy = Proxy::start(&server.base().await, rule).await;
+        let mut cx = bench().cx();
+        cx.deadline = Some(tokio::time::Instant::now() + Duration::from_secs(5));
+        let e = capture(&*through(&server, &proxy), &cx).await.unwrap_err();
+        let expected = [AdapterErrorKind::Timeout, AdapterErrorKind::Unavailable];
+        assert!(expected.contains(&e.kind()), "{what}: {}", chain(&e));
+        assert_eq!(server.backups().await, Vec::<String>::new(), "{what}");
+        assert_ne!(server.tenant("Ten", "asleep").await, "HOT", "{what}");
+    }
+    server.make_class("Gone", false).await;
+    server.fill("Gone", None, 0, 2000, 16).await;
+    let proxy = Proxy::start(&server.base().await, |_: &str| Fault::Pass).await;
+    let accident = async {
+        let asked = async || proxy.seen.lock().unwrap().iter().any(|l| l.starts_with("POST /v1/backups/"));
+        crate::support::until("the server's backup", asked).await;
+        server.call("DELETE", "/v1/schema/Gone", None).await;
+    };
+    let (adapter, cx) = (through(&server, &proxy), bench().cx());
+    let (captured, ()) = tokio::join!(capture(&*adapter, &cx), accident);
+    match captured {
+        Ok(captured) => {
+            let warnings = &captured.report.warnings;
+            assert!(warnings.iter().any(|w| w.contains("`Gone` was deleted meanwhile")), "{warnings:?}");
+            assert_eq!(captured.report.evidence.counts["objects.Doc"], 300);
+        }
+        // The server may not like it either: then it is no backup.
+        Err(e) => println!("{}", chain(&e)),
+    }
+    assert_eq!(server.backups().await, Vec::<String>::new());
+    capture(&*server.adapter(""), &bench().cx()).await.unwrap_or_else(|e| panic!("{}", chain(&e)));
+}
