@@ -66,5 +66,6 @@ impl AdapterFixture for Fixture {
 backup_core::adapter_conformance_tests!(
     #[ignore = "needs Docker"]
     container,
-    || async { Fixture::new().await }
+    || async { Fixture::new().await },
+    at_once = 6
 );

@@ -37,8 +37,9 @@ mod memory;
 mod restores;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -184,13 +185,39 @@ pub fn run(clause: impl Future<Output = ()>) {
     runtime.block_on(async { tokio::time::timeout(limit, clause).await }).expect("the clause ends");
 }
 
+/// Runs `clauses`, up to `at_once` of them at a time, each on a thread of its name.
+///
+/// # Panics
+/// With the names of those that failed.
+pub fn run_together(at_once: usize, clauses: &[(&str, fn())]) {
+    let (next, failed) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    thread::scope(|scope| {
+        for _ in 0..at_once.max(1) {
+            scope.spawn(|| {
+                while let Some((name, clause)) = clauses.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let thread = thread::Builder::new().name((*name).to_owned());
+                    let ran = thread.spawn_scoped(scope, *clause).map(thread::ScopedJoinHandle::join);
+                    if !matches!(ran, Ok(Ok(()))) {
+                        failed.lock().unwrap_or_else(PoisonError::into_inner).push(*name);
+                    }
+                }
+            });
+        }
+    });
+    let failed = failed.into_inner().unwrap_or_else(PoisonError::into_inner);
+    assert!(failed.is_empty(), "these clauses fail: {failed:?}");
+}
+
 /// Defines a module `$module` with one test for each clause of the contract of
 /// [`ServiceAdapter`](crate::ServiceAdapter). `$fixture` is called for each: an expression such as
 /// `|| async { MyFixture::new() }`. Attributes before the name go to every test, e.g. `#[ignore = "needs …"]`.
+///
+/// With `at_once = 6` behind the fixture there is one test, `every_clause`, that runs so many of them at a time: for services
+/// whose clauses mostly wait, e.g. for a server's start.
 /// See [`testkit::adapter_suite`](crate::testkit::adapter_suite).
 #[macro_export]
 macro_rules! adapter_conformance_tests {
-    (@tests $attributes:tt $fixture:expr; $($clause:ident)*) => {
+    (@tests ($attributes:tt $fixture:expr) $($clause:ident)*) => {
         $(
             $crate::adapter_conformance_tests! { @test $attributes $fixture; $clause }
         )*
@@ -199,45 +226,66 @@ macro_rules! adapter_conformance_tests {
             #[test]
             $(#[$attribute])*
             fn $clause() {
-                $crate::testkit::adapter_suite::run(async {
-                    let bench = $crate::testkit::adapter_suite::Bench::new(($fixture)().await);
-                    $crate::testkit::adapter_suite::$clause(&bench).await;
-                });
+                $crate::adapter_conformance_tests! { @run $fixture; $clause }
             }
+    };
+    (@run $fixture:expr; $clause:ident) => {
+        $crate::testkit::adapter_suite::run(async {
+            let bench = $crate::testkit::adapter_suite::Bench::new(($fixture)().await);
+            $crate::testkit::adapter_suite::$clause(&bench).await;
+        })
+    };
+    (@together ($at_once:expr, $fixture:expr) $($clause:ident)*) => {
+        $crate::testkit::adapter_suite::run_together($at_once, &[$(
+            (stringify!($clause), || $crate::adapter_conformance_tests! { @run $fixture; $clause }),
+        )*])
     };
     ($(#[$attribute:meta])* $module:ident, $fixture:expr) => {
         mod $module {
             use super::*;
-            $crate::adapter_conformance_tests! { @tests ($(#[$attribute])*) $fixture;
-                check_has_no_side_effects
-                an_unreachable_service_is_reported
-                artifact_names_are_unique
-                a_dropped_body_leaves_the_service_usable
-                a_capture_ends_without_being_read
-                an_unknown_commit_is_left_to_reclaim
-                cancellation_is_noticed
-                a_used_up_budget_is_noticed
-                equal_content_has_equal_fingerprints
-                the_content_check_accepts_its_own
-                the_content_check_finds_damage
-                recovery_by_hand_is_described
-                secrets_do_not_show
-                reclaim_can_be_repeated
-                what_a_killed_capture_interrupted_comes_back
-                nothing_external_is_purged_for_nothing
-                capabilities_and_behaviour_agree
-                a_directory_gets_the_content
-                scratch_gets_the_content
-                live_gets_the_content
-                staging_leaves_the_live_data_alone
-                the_plan_finds_what_a_killed_stage_left
-                steps_can_be_repeated
-                damage_never_goes_live
-                undo_brings_back_what_was_live
-                discarding_leaves_the_live_data_alone
-                a_second_restore_gives_the_same
-                the_probe_agrees_with_the_evidence
+            $crate::adapter_conformance_tests! { @all tests (($(#[$attribute])*) $fixture) }
+        }
+    };
+    ($(#[$attribute:meta])* $module:ident, $fixture:expr, at_once = $at_once:expr) => {
+        mod $module {
+            use super::*;
+            #[test]
+            $(#[$attribute])*
+            fn every_clause() {
+                $crate::adapter_conformance_tests! { @all together ($at_once, $fixture) }
             }
+        }
+    };
+    (@all $how:ident $with:tt) => {
+        $crate::adapter_conformance_tests! { @$how $with
+            check_has_no_side_effects
+            an_unreachable_service_is_reported
+            artifact_names_are_unique
+            a_dropped_body_leaves_the_service_usable
+            a_capture_ends_without_being_read
+            an_unknown_commit_is_left_to_reclaim
+            cancellation_is_noticed
+            a_used_up_budget_is_noticed
+            equal_content_has_equal_fingerprints
+            the_content_check_accepts_its_own
+            the_content_check_finds_damage
+            recovery_by_hand_is_described
+            secrets_do_not_show
+            reclaim_can_be_repeated
+            what_a_killed_capture_interrupted_comes_back
+            nothing_external_is_purged_for_nothing
+            capabilities_and_behaviour_agree
+            a_directory_gets_the_content
+            scratch_gets_the_content
+            live_gets_the_content
+            staging_leaves_the_live_data_alone
+            the_plan_finds_what_a_killed_stage_left
+            steps_can_be_repeated
+            damage_never_goes_live
+            undo_brings_back_what_was_live
+            discarding_leaves_the_live_data_alone
+            a_second_restore_gives_the_same
+            the_probe_agrees_with_the_evidence
         }
     };
 }
