@@ -1,37 +1,34 @@
 //! Restores over the live server. A server of its own restores the backup into a folder in the live one's volume, and
 //! counts it. Then the live server is stopped, the entries of the two data directories are exchanged, and it is started.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod check;
+mod plan;
+
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use backup_core::runtime::{Interruption, InterruptionKind, ServiceRuntime as _};
-use backup_core::{
-    AdapterError, AdapterErrorKind, Evidence, OpContext, Replaced, RestorePlan, RestoreSource, RestoreTarget,
-    SpaceNeed, StepToken, keep_aside,
-};
+use backup_core::runtime::{Interruption, InterruptionKind};
+use backup_core::{AdapterError, AdapterErrorKind, Evidence, OpContext, RestoreSource, keep_aside};
 use serde::{Deserialize, Serialize};
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 
-use super::census::Schema;
 use super::exchange;
 use super::job::phase;
-use super::restore::{Backup, Token, fixed, unpack};
-use super::server::{self, Server};
+use super::restore::{Backup, unpack};
+use super::server::Server;
 use super::twin::{self, Load};
 use crate::tree::live::blocking;
+
+use self::check::{check, ready};
+pub(super) use self::plan::{folders, plan};
 
 /// How long a server may take to end by itself: it writes what it holds in memory.
 const GRACE: Duration = Duration::from_secs(120);
 
 /// How long a switch may take where the run has no budget.
 const USUAL_TIME: Duration = Duration::from_secs(1800);
-
-/// How long the server may take to answer once it is started.
-const START: Duration = Duration::from_secs(600);
-
-const LOOK: Duration = Duration::from_millis(200);
 
 /// A restore over the live server, at any step.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -56,118 +53,6 @@ pub(super) struct Live {
 fn failed(what: &str, path: &Path) -> impl Fn(std::io::Error) -> AdapterError + use<> {
     let message = format!("cannot {what} `{}`", path.display());
     move |e| AdapterError::io(message.clone(), e)
-}
-
-/// The data directory on this host, and the names in it that stay.
-pub(super) async fn folders(
-    server: &Server,
-    cx: &OpContext,
-) -> Result<(PathBuf, BTreeSet<String>), AdapterError> {
-    let Some(docker) = &server.container else {
-        return Err(AdapterError::unsupported(format!(
-            "nothing here can stop {server}: name its `container`, or restore into a directory and by hand"
-        )));
-    };
-    let path = async |name: &str, usual: &str| -> Result<PathBuf, AdapterError> {
-        let value = cx.within(docker.env(name)).await??;
-        // A relative path is relative to where the image starts its server.
-        Ok(Path::new("/").join(value.map_or(usual.to_owned(), |v| v.expose().to_owned())))
-    };
-    let inside = path("PERSISTENCE_DATA_PATH", "data").await?;
-    let backups = path("BACKUP_FILESYSTEM_PATH", "backups").await?;
-    let seen = cx.within(docker.inspect()).await??;
-    let Some(data) = seen.host_path(&inside) else {
-        return Err(AdapterError::unsupported(format!(
-            "the data directory `{}` of {server} is in no volume that can be reached from this host",
-            inside.display()
-        )));
-    };
-    let others = seen.mounts.iter().map(|m| m.inside.as_path()).chain([backups.as_path()]);
-    Ok((data, fixed(&inside, others)))
-}
-
-pub(super) async fn plan(
-    server: &Server,
-    cx: &OpContext,
-    backup: &Backup,
-) -> Result<RestorePlan, AdapterError> {
-    let (data, keep) = folders(server, cx).await?;
-    let (node, collections) = match look(server, cx).await {
-        Ok(seen) => seen,
-        // One that cannot even start is what restores are for.
-        Err(e) if e.kind() == AdapterErrorKind::Unavailable => (named(server, cx).await?, None),
-        Err(e) => return Err(e),
-    };
-    // The server can be told of another name (`node_mapping`), but then does not find its objects (1.35).
-    if !backup.node.is_empty() && !node.is_empty() && backup.node != node {
-        return Err(AdapterError::new(
-            AdapterErrorKind::Conflict,
-            format!(
-                "the backup is of node `{}`, and {server} is node `{node}`: set CLUSTER_HOSTNAME={} in it",
-                backup.node, backup.node
-            ),
-        ));
-    }
-    let name = "weaviate";
-    let mut kept_at = cx.timestamp;
-    while keep_aside::kept_path(&data.join(name), kept_at).exists() {
-        kept_at = kept_at.next();
-    }
-    let live = Live {
-        staged: keep_aside::staging_path(&data.join(name), &cx.run_id),
-        kept: keep_aside::kept_path(&data.join(name), kept_at),
-        keep,
-        node: if node.is_empty() { backup.node.clone() } else { node },
-        expected: None,
-        live: false,
-        older: Vec::new(),
-        data,
-    };
-    let kept_as = live.kept.display().to_string();
-    let mut steps = vec![
-        format!(
-            "start a server of the same image beside {server}, which {} `{}`",
-            if backup.export { "gets the objects of the export, in" } else { "restores the backup into" },
-            live.staged.display()
-        ),
-        "count what it restored, and end it".to_owned(),
-        format!("stop {server}"),
-        format!("put the restored data into `{}`; what is there goes to `{kept_as}`", live.data.display()),
-        "start it, and compare its collections".to_owned(),
-    ];
-    if backup.export {
-        steps.push(
-            "users and roles are not in an export: those of the server's environment are there, the others are \
-             with the data that is kept"
-                .to_owned(),
-        );
-    }
-    let replaces = vec![Replaced {
-        what: match collections {
-            Some(many) => format!("the {many} collections of {server}"),
-            None => format!("the data of {server}, which does not answer"),
-        },
-        kept_as,
-        changed_at: Some(cx.clock.now()),
-    }];
-    // The backup, and the data made of it.
-    let space = vec![SpaceNeed { path: live.data.clone(), bytes: backup.bytes.saturating_mul(2) }];
-    let token = StepToken::new(&Token::Live(Box::new(live)))?;
-    Ok(RestorePlan { target: RestoreTarget::Live, steps, replaces, space, token })
-}
-
-/// The name of the live node, and how many collections it has.
-async fn look(server: &Server, cx: &OpContext) -> Result<(String, Option<usize>), AdapterError> {
-    let api = server.connect(cx).await?;
-    let facts = server::facts(&api, cx).await?;
-    Ok((facts.node, Some(Schema::read(&api, cx).await?.classes.len())))
-}
-
-/// The name of the live node, as its container says.
-async fn named(server: &Server, cx: &OpContext) -> Result<String, AdapterError> {
-    let Some(docker) = &server.container else { return Ok(String::new()) };
-    let value = cx.within(docker.env("CLUSTER_HOSTNAME")).await??;
-    Ok(value.map(|v| v.expose().to_owned()).unwrap_or_default())
 }
 
 /// What this run counted when it restored.
@@ -371,53 +256,4 @@ impl Live {
 
 fn is_empty(dir: &Path) -> bool {
     std::fs::read_dir(dir).map_or(true, |mut entries| entries.next().is_none())
-}
-
-/// Waits until the live server answers.
-async fn ready(server: &Server, cx: &OpContext) -> Result<Schema, AdapterError> {
-    let until = Instant::now() + START;
-    loop {
-        let asked = async {
-            let api = server.connect(cx).await?;
-            let answer = api.once(cx, reqwest::Method::GET, "/v1/.well-known/ready", None).await?;
-            if !answer.is_success() {
-                return Err(api.refused("/v1/.well-known/ready", &answer));
-            }
-            Schema::read(&api, cx).await
-        };
-        match asked.await {
-            Err(e) if e.kind() == AdapterErrorKind::Unavailable && Instant::now() < until => {}
-            // Keys that came with the backup, or went with it: that is for the operator to set.
-            Err(e) if e.kind() == AdapterErrorKind::PermissionDenied => {
-                cx.warn(format!(
-                    "the data is restored, but the API key is not that of the backup's time: {e}"
-                ));
-                return Ok(Schema::default());
-            }
-            done => return done,
-        }
-        cx.within(sleep(LOOK)).await?;
-    }
-}
-
-/// Whether the live server shows the restored collections. Their objects were counted; writers are there again.
-async fn check(server: &Server, cx: &OpContext, expected: &Evidence) -> Result<(), AdapterError> {
-    let schema = ready(server, cx).await?;
-    let wanted: BTreeMap<&str, u64> = expected
-        .counts
-        .iter()
-        .filter_map(|(name, n)| name.strip_prefix("objects.").filter(|c| !c.contains('.')).map(|c| (c, *n)))
-        .collect();
-    if schema.classes.is_empty() && !wanted.is_empty() {
-        let api = server.connect(cx).await?;
-        if Schema::read(&api, cx).await.is_err() {
-            return Ok(());
-        }
-    }
-    match wanted.keys().find(|class| !schema.classes.contains_key(**class)) {
-        Some(missing) => Err(AdapterError::corrupt(format!(
-            "{server} does not show collection `{missing}` after its start"
-        ))),
-        None => Ok(()),
-    }
 }

@@ -269,7 +269,8 @@ mod tests {
 
     #[test]
     fn what_is_wrong_is_named() {
-        let said = |change: &dyn Fn(&mut Vec<(&'static str, String)>)| {
+        type Files = Vec<(&'static str, String)>;
+        let said = |change: &dyn Fn(&mut Files)| {
             let mut files = whole();
             change(&mut files);
             backup_core::chain(&check(&archive(&files), 50).unwrap_err())

@@ -238,7 +238,7 @@ impl Pages {
                 Ok(body) => break body,
                 // Objects of very different sizes.
                 Err(e) if e.kind() == AdapterErrorKind::Corrupt && limit > 1 => {
-                    self.limit = (limit / 8).max(1)
+                    self.limit = (limit / 8).max(1);
                 }
                 Err(e) => return if self.is_there(part).await? { Err(e) } else { Ok(Read::Gone) },
             }
