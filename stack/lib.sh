@@ -154,6 +154,11 @@ choose_client() {
         export WEAVIATE_API_KEY=${WEAVIATE_API_KEY:-}
         client=("http://$(docker port "$STACK_NAME-weaviate" 8080)")
         ;;
-    *) die "no service \`$service\`: redis, yugabyte, postgres or weaviate" ;;
+    neo4j)
+        [[ ! -e $env_file ]] || NEO4J_PASSWORD=$(sed -n 's/^NEO4J_PASSWORD=//p' "$env_file")
+        export NEO4J_PASSWORD=${NEO4J_PASSWORD:-}
+        client=(docker exec -i -e NEO4J_PASSWORD "$STACK_NAME-neo4j" cypher-shell)
+        ;;
+    *) die "no service \`$service\`: redis, yugabyte, postgres, weaviate or neo4j" ;;
     esac
 }
