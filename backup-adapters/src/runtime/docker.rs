@@ -20,6 +20,7 @@ mod engine;
 mod exec;
 mod files;
 mod find;
+mod helper;
 mod lifecycle;
 mod mounts;
 mod network;
@@ -29,6 +30,7 @@ mod twin;
 
 pub use engine::DEFAULT_ENGINE;
 pub use files::ContainerFile;
+pub use helper::{Helper, HelperSpec};
 pub use reader::VolumeReader;
 pub use survey::{compose_project, compose_service, survey, survey_of};
 pub use twin::{Twin, TwinChange};
@@ -156,6 +158,36 @@ impl DockerRuntime {
         self.engine.socket().is_some()
     }
 
+    /// A container beside this one, of the same image, for programs over its data or over other data. The container
+    /// need not exist if `spec` names an image and asks for no mounts.
+    ///
+    /// # Errors
+    /// `NotFound` without a container and an image.
+    pub async fn helper(&self, run: &RunId, spec: HelperSpec) -> Result<Helper, AdapterError> {
+        let service = match self.found().await {
+            Ok(found) => Some(found),
+            Err(e) if e.kind() == AdapterErrorKind::NotFound && spec.image.is_some() && !spec.mounts => None,
+            Err(e) => return Err(e),
+        };
+        helper::open(&self.engine, service.as_ref(), run, spec).await
+    }
+
+    /// The variables of the container's environment that begin with `prefix`, without those that `secret` names.
+    ///
+    /// # Errors
+    /// As [`Self::endpoint`].
+    pub async fn settings(
+        &self,
+        prefix: &str,
+        secret: &[&str],
+    ) -> Result<std::collections::BTreeMap<String, String>, AdapterError> {
+        let lines = self.found().await?.config.and_then(|c| c.env).unwrap_or_default();
+        let wanted =
+            |(name, _): &(String, Secret)| name.starts_with(prefix) && !secret.contains(&name.as_str());
+        let all = survey::environment(lines).into_iter().filter(wanted);
+        Ok(all.map(|(name, value)| (name, value.expose().to_owned())).collect())
+    }
+
     /// Removes what dead runs left beside containers on this engine.
     ///
     /// # Errors
@@ -172,7 +204,7 @@ async fn reclaim(engine: &Engine, dead: &[RunId]) -> Result<Vec<String>, Adapter
             let id = left.id.clone().unwrap_or_default();
             let request = reader::remove(engine.client().await?, &id);
             engine.call("remove a container of a dead run", request).await.or_else(reader::gone)?;
-            removed.push(format!("container `{}`, a helper of run {run}", find::name(&left)));
+            removed.push(format!("container `{}`, which was there for run {run}", find::name(&left)));
         }
     }
     Ok(removed)

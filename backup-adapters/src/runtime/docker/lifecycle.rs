@@ -124,7 +124,7 @@ fn conflict(name: &str, what: &str) -> AdapterError {
     AdapterError::new(AdapterErrorKind::Conflict, format!("container `{name}` {what}"))
 }
 
-fn exit_of(state: &ContainerState) -> ExitStatus {
+pub(super) fn exit_of(state: &ContainerState) -> ExitStatus {
     // 128 and the number of a signal that nobody outlives: KILL, and those of a crash.
     let fatal = |code: i64| matches!(code, 132 | 134 | 135 | 136 | 137 | 139);
     ExitStatus {

@@ -102,7 +102,7 @@ async fn create(
     what: &str,
 ) -> Result<Removal, AdapterError> {
     let host = HostConfig {
-        mounts: Some(mounts_of(service)),
+        mounts: Some(mounts_of(service, true)),
         network_mode: Some("none".to_owned()),
         auto_remove: Some(true),
         readonly_rootfs: Some(true),
@@ -131,9 +131,9 @@ async fn create(
     Ok(Removal::new(client, engine, id))
 }
 
-/// The service's mounts, by name and for reading. Not `VolumesFrom`: that makes the service's anonymous volumes those of
+/// The service's mounts, by name. What it may only read stays so. Not `VolumesFrom`: that makes the service's anonymous volumes those of
 /// the new container too, and removing it would remove them if the service's container is gone by then.
-fn mounts_of(service: &ContainerInspectResponse) -> Vec<Mount> {
+pub(super) fn mounts_of(service: &ContainerInspectResponse, read_only: bool) -> Vec<Mount> {
     let mut all = Vec::new();
     for point in service.mounts.iter().flatten() {
         let (typ, source) = match point.typ.as_deref() {
@@ -149,7 +149,7 @@ fn mounts_of(service: &ContainerInspectResponse) -> Vec<Mount> {
             target,
             source,
             typ: Some(typ),
-            read_only: Some(true),
+            read_only: Some(read_only || point.rw == Some(false)),
             volume_options,
             ..Default::default()
         });
