@@ -86,7 +86,8 @@ impl Kind for Env {
         let attribute = roots_attribute(&roots)?;
         let started = cx.clock.now();
         let rules = self.live.rules.clone();
-        let (stream, running) = capture::start(cx, Job { roots, rules, excluded, on_change: OnChange::Fail });
+        let (stream, running) =
+            capture::start(cx, Job { roots, bases: Vec::new(), rules, excluded, on_change: OnChange::Fail });
         // Fingerprint and counts come from the very bytes that are stored.
         let seen = Arc::new(Mutex::new(Inspector::new()));
         let watch = Arc::clone(&seen);

@@ -92,7 +92,13 @@ impl Kind for Files {
         })
         .await?;
         let started = cx.clock.now();
-        let job = Job { roots, rules: self.live.rules.clone(), excluded, on_change: self.on_change };
+        let job = Job {
+            roots,
+            bases: Vec::new(),
+            rules: self.live.rules.clone(),
+            excluded,
+            on_change: self.on_change,
+        };
         let (stream, running) = capture::start(cx, job);
         let mut artifact =
             Artifact::stream(artifact_name(cx), "tar", stream).with_attribute("roots", attribute);

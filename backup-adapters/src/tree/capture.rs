@@ -21,6 +21,8 @@ const AHEAD: usize = 4;
 #[derive(Debug, Clone)]
 pub(crate) struct Job {
     pub(crate) roots: Vec<Root>,
+    /// What the names in the archive are relative to; these folders and those above are left out then. None: `/`.
+    pub(crate) bases: Vec<PathBuf>,
     pub(crate) rules: RuleSpec,
     pub(crate) excluded: Excluded,
     pub(crate) on_change: OnChange,
@@ -94,8 +96,11 @@ pub(crate) fn start(cx: &OpContext, job: Job) -> (ByteStream<AdapterError>, Runn
 
 fn write(job: &Job, out: impl Out) -> Result<Summary, AdapterError> {
     let mut writer = Writer::new(out, job.on_change);
-    let above: Vec<PathBuf> = parents(&job.roots);
-    writer.parents(&above)?;
+    if job.bases.is_empty() {
+        writer.parents(&parents(&job.roots))?;
+    } else {
+        writer = writer.below(&job.bases);
+    }
     for root in &job.roots {
         walk(root, &job.rules, &job.excluded, &mut writer)?;
     }

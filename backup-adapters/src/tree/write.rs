@@ -159,6 +159,8 @@ pub(crate) struct Writer<O> {
     changed: Vec<(PathBuf, &'static str)>,
     sockets: Vec<PathBuf>,
     mounts: Vec<PathBuf>,
+    /// What the names of members are relative to, each with a slash; none: `/`.
+    bases: Vec<Vec<u8>>,
     /// Called in the middle of each try, with the number of the try.
     #[cfg(test)]
     meanwhile: Option<tests::Meanwhile>,
@@ -184,9 +186,17 @@ impl<O: Out> Writer<O> {
             changed: Vec::new(),
             sockets: Vec::new(),
             mounts: Vec::new(),
+            bases: Vec::new(),
             #[cfg(test)]
             meanwhile: None,
         }
+    }
+
+    /// Names members relative to those of `bases` that hold them.
+    pub(crate) fn below(mut self, bases: &[PathBuf]) -> Self {
+        let with_slash = |base: &PathBuf| [member_name(base), b"/"].concat();
+        self.bases = bases.iter().map(with_slash).collect();
+        self
     }
 
     /// Archives directories by themselves, without what is in them.
@@ -237,7 +247,17 @@ impl<O: Out> Writer<O> {
 
     fn put(&mut self, member: &Member) -> Result<(), AdapterError> {
         self.header.clear();
-        encode(member, &mut self.header)?;
+        if self.bases.is_empty() {
+            encode(member, &mut self.header)?;
+        } else {
+            let mut member = member.clone();
+            for name in [&mut member.path, &mut member.link] {
+                if let Some(short) = self.bases.iter().find_map(|base| name.strip_prefix(base.as_slice())) {
+                    *name = short.to_vec();
+                }
+            }
+            encode(&member, &mut self.header)?;
+        }
         self.buffer.put(&self.header)
     }
 
