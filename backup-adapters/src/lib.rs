@@ -27,6 +27,7 @@
 //! | `redis` | a Redis or Valkey server, over the wire |
 //! | `postgres` | a PostgreSQL or YugabyteDB (YSQL) server, with its own client programs |
 //! | `weaviate` | a Weaviate server, by its own backup API |
+//! | `neo4j` | a Neo4j server in a container, cloned while paused or dumped while stopped |
 //! | `object` | stores at `s3://`, and over a client of one's own |
 
 use std::sync::Arc;
@@ -39,6 +40,8 @@ pub mod env;
 pub mod files;
 #[cfg(feature = "_tar")]
 mod in_use;
+#[cfg(feature = "neo4j")]
+pub mod neo4j;
 #[cfg(feature = "postgres")]
 pub mod postgres;
 #[cfg(feature = "redis")]
@@ -75,6 +78,10 @@ pub fn builtin_adapters() -> AdapterRegistry {
     let r = r.with::<weaviate::WeaviateConfig>();
     #[cfg(not(feature = "weaviate"))]
     let r = r.with_disabled("weaviate", "weaviate");
+    #[cfg(feature = "neo4j")]
+    let r = r.with::<neo4j::Neo4jConfig>();
+    #[cfg(not(feature = "neo4j"))]
+    let r = r.with_disabled("neo4j", "neo4j");
     #[cfg(feature = "sqlite")]
     let r = r.with::<sqlite::SqliteConfig>();
     #[cfg(not(feature = "sqlite"))]

@@ -1,0 +1,165 @@
+//! A second server over restored data: proves that Neo4j opens it, and counts what it holds.
+//!
+//! It runs in a container without a network, with bounded memory, and asks for no password: whatever password the backup
+//! holds. We talk to it through a program in that container.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use backup_core::runtime::ExecCommand;
+use backup_core::{AdapterError, AdapterErrorKind, Evidence, OpContext};
+use futures::TryStreamExt;
+use tokio::time::{Instant, sleep};
+use tokio_util::io::{ReaderStream, StreamReader};
+
+use super::bolt::{Bolt, Login};
+use super::capture::phase;
+use super::server::{self, Server};
+use super::tools::{self, CONF, Conf, DATA, MEMORY, TRANSACTIONS};
+use crate::runtime::docker::Helper;
+
+/// How long it may take to recover and come up.
+const COME_UP: Duration = Duration::from_secs(3600);
+/// How long it may take to end by itself.
+const GRACE: Duration = Duration::from_secs(300);
+const LOOK: Duration = Duration::from_millis(500);
+
+/// Hands bytes to and from the server; bash has what it takes, and the public image has bash.
+const TUNNEL: &str =
+    "exec 3<>/dev/tcp/127.0.0.1/7687 || exit 7; cat <&3 & cat >&3; kill $! 2>/dev/null; exit 0";
+
+/// Data to be proven.
+#[derive(Debug, Clone)]
+pub(super) struct Subject {
+    pub(super) data: PathBuf,
+    /// The transaction logs, if they are not in the data directory.
+    pub(super) transactions: Option<PathBuf>,
+    pub(super) user: String,
+    /// If there is no container whose image could be taken.
+    pub(super) image: Option<String>,
+    pub(super) major: u32,
+    pub(super) home: Option<String>,
+}
+
+impl Subject {
+    pub(super) fn binds(&self) -> Vec<(PathBuf, PathBuf)> {
+        let logs = self.transactions.iter().map(|t| (t.clone(), TRANSACTIONS.into()));
+        std::iter::once((self.data.clone(), DATA.into())).chain(logs).collect()
+    }
+}
+
+/// Starts a server over it, waits until every database is online, counts, and ends it cleanly; then, with `check`, has
+/// each database checked.
+///
+/// # Errors
+/// `Corrupt` if Neo4j does not open the data or finds it inconsistent; those of the runtime.
+pub(super) async fn prove(
+    server: &Server,
+    cx: &OpContext,
+    subject: &Subject,
+    check: bool,
+) -> Result<Evidence, AdapterError> {
+    let transactions = match &subject.transactions {
+        Some(_) => TRANSACTIONS.into(),
+        None => PathBuf::from(DATA).join("transactions"),
+    };
+    let conf = Conf {
+        major: subject.major,
+        data: DATA.into(),
+        transactions,
+        serve: true,
+        home: subject.home.clone(),
+    };
+    let conf = conf.write(&cx.spool).await?;
+    let mut spec = tools::spec(&subject.user);
+    spec.image.clone_from(&subject.image);
+    spec.memory = Some(MEMORY);
+    spec.binds = subject.binds();
+    spec.binds.push((conf, CONF.into()));
+    spec.program = vec!["neo4j".to_owned(), "console".to_owned()];
+    phase(cx, "starting a second server over the restored data");
+    let second = cx.within(server.docker.helper(&cx.run_id, spec)).await??;
+    let counted = count(cx, &second).await;
+    let ended = match &counted {
+        Ok(_) => cx.within(second.stop(GRACE)).await.and_then(|ended| ended),
+        Err(_) => Ok(backup_core::runtime::ExitStatus { code: None, killed: false }),
+    };
+    let closed = second.close().await;
+    let (evidence, databases) = counted?;
+    closed?;
+    if ended?.killed {
+        let what = "the second server over the restored data does not end by itself";
+        return Err(AdapterError::new(AdapterErrorKind::Timeout, what));
+    }
+    if check {
+        phase(cx, "checking the consistency of the restored data");
+        let helper =
+            tools::over(server, cx, subject.image.clone(), &subject.user, subject.major, subject.binds())
+                .await?;
+        let mut checked = Ok(());
+        for database in databases {
+            let done = tools::admin(&helper, cx, &tools::check(subject.major, &database)).await;
+            if let Err(e) = done {
+                let what = format!("Neo4j finds database `{database}` inconsistent, or cannot check it");
+                checked = Err(AdapterError::corrupt(what).with_source(e));
+                break;
+            }
+        }
+        helper.close().await?;
+        checked?;
+    }
+    Ok(evidence)
+}
+
+async fn count(cx: &OpContext, second: &Helper) -> Result<(Evidence, Vec<String>), AdapterError> {
+    let until = Instant::now() + COME_UP;
+    loop {
+        let tried = async {
+            let mut bolt = tunnel(cx, second).await?;
+            let databases = server::online(cx, &mut bolt).await;
+            let databases = match databases {
+                Ok(databases) => databases,
+                Err(e) => {
+                    bolt.close(cx).await;
+                    return Err(e);
+                }
+            };
+            let evidence = server::evidence(cx, &mut bolt, &databases).await;
+            bolt.close(cx).await;
+            let names = databases.iter().filter(|d| d.is_online()).map(|d| d.name.clone()).collect();
+            Ok((evidence?, names))
+        };
+        let late = match tried.await {
+            Err(e) if e.kind() == AdapterErrorKind::Unavailable => e,
+            done => return done,
+        };
+        if let Some(exit) = cx.within(second.ended()).await?? {
+            let code = exit.code.unwrap_or(-1);
+            return Err(AdapterError::corrupt(format!(
+                "Neo4j does not open the restored data: it ended with exit code {code}; it said: {}",
+                second.last_words().await
+            )));
+        }
+        // A database that cannot be opened stays offline and says why.
+        if late.to_string().contains("is offline") && late.to_string().len() > 120 || Instant::now() > until {
+            return Err(AdapterError::corrupt("Neo4j does not open the restored data").with_source(late));
+        }
+        cx.within(sleep(LOOK)).await?;
+    }
+}
+
+async fn tunnel(cx: &OpContext, second: &Helper) -> Result<Bolt, AdapterError> {
+    let (ours, theirs) = tokio::io::duplex(64 << 10);
+    let input =
+        ReaderStream::new(theirs).map_err(|e| AdapterError::io("cannot talk to the second server", e));
+    let command =
+        ExecCommand::new(["bash", "-c", TUNNEL]).with_stdin(Box::pin(input)).with_deadline(cx.deadline);
+    let running = cx.within(second.exec(command)).await?;
+    let running = running.map_err(|e| {
+        AdapterError::new(AdapterErrorKind::Unavailable, "the second server cannot be reached").with_source(e)
+    })?;
+    let output = StreamReader::new(running.stdout.map_err(std::io::Error::other));
+    let login = Login { user: String::new(), password: None };
+    let stream = Box::new(tokio::io::join(output, ours));
+    Bolt::open(cx, stream, "the second server".to_owned(), &login).await
+}

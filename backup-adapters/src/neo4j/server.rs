@@ -1,0 +1,254 @@
+//! The server as it is configured, and what it says of itself.
+
+use std::fmt;
+use std::time::Duration;
+
+use backup_core::{AdapterError, AdapterErrorKind, Evidence, OpContext};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::bolt::{Bolt, Login};
+use crate::runtime::{DockerRuntime, ServiceSecret};
+
+/// How long a connection may take.
+const CONNECT: Duration = Duration::from_secs(10);
+const LOOK: Duration = Duration::from_millis(200);
+
+/// The database of users and databases, which every server has.
+pub(super) const SYSTEM: &str = "system";
+
+/// A server as it is configured.
+#[derive(Debug, Clone)]
+pub(super) struct Server {
+    pub(super) docker: DockerRuntime,
+    pub(super) port: u16,
+    pub(super) user: String,
+    pub(super) password: Option<ServiceSecret>,
+}
+
+impl fmt::Display for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Neo4j in container `{}`", self.docker.container())
+    }
+}
+
+impl Server {
+    /// Connects and logs in.
+    ///
+    /// # Errors
+    /// `Unavailable` if it does not answer; `PermissionDenied` if it does not let us in; those of the runtime.
+    pub(super) async fn connect(&self, cx: &OpContext) -> Result<Bolt, AdapterError> {
+        let address = cx.within(self.docker.endpoint(self.port)).await??;
+        let password = match &self.password {
+            Some(secret) => Some(Box::pin(secret.resolve(cx, Some(&self.docker))).await?),
+            None => None,
+        };
+        let unavailable =
+            |what: String| AdapterError::new(AdapterErrorKind::Unavailable, format!("{self} {what}"));
+        let stream = match cx.within(timeout(CONNECT, TcpStream::connect(address))).await? {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(e)) => {
+                return Err(unavailable(format!("does not answer on port {}", self.port)).with_source(e));
+            }
+            Err(_) => return Err(unavailable(format!("does not answer on port {} in time", self.port))),
+        };
+        let login = Login { user: self.user.clone(), password };
+        Bolt::open(cx, Box::new(stream), self.to_string(), &login).await
+    }
+
+    /// Waits until it answers, whether it lets us in or not, and until its databases are there again.
+    ///
+    /// # Errors
+    /// `Unavailable` with its last excuse, once `limit` or the budget is over; `PermissionDenied` as soon as it answers
+    /// that.
+    pub(super) async fn wait(&self, cx: &OpContext, limit: Duration) -> Result<Bolt, AdapterError> {
+        let until = Instant::now() + limit;
+        loop {
+            let tried = async {
+                let mut bolt = self.connect(cx).await?;
+                online(cx, &mut bolt).await?;
+                Ok::<_, AdapterError>(bolt)
+            };
+            match tried.await {
+                Err(e) if e.kind() == AdapterErrorKind::Unavailable && Instant::now() < until => {}
+                done => return done,
+            }
+            cx.within(sleep(LOOK)).await?;
+        }
+    }
+}
+
+/// Whether every database is as it was asked to be.
+///
+/// # Errors
+/// `Unavailable`, naming one that is not.
+pub(super) async fn online(cx: &OpContext, bolt: &mut Bolt) -> Result<Vec<Database>, AdapterError> {
+    let all = databases(cx, bolt).await?;
+    match all.iter().find(|d| d.wanted != d.status) {
+        None => Ok(all),
+        Some(late) => Err(AdapterError::new(
+            AdapterErrorKind::Unavailable,
+            format!("database `{}` is {} and shall be {}: {}", late.name, late.status, late.wanted, late.why),
+        )),
+    }
+}
+
+/// One database, as the server lists it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Database {
+    pub(super) name: String,
+    pub(super) wanted: String,
+    pub(super) status: String,
+    why: String,
+    /// How it is stored, where the server tells.
+    pub(super) store: String,
+}
+
+impl Database {
+    pub(super) fn is_online(&self) -> bool {
+        self.status == "online"
+    }
+}
+
+/// The databases, by name.
+///
+/// # Errors
+/// `Unsupported` for a member of a cluster: it must be neither stopped nor paused, and its data is not all here.
+pub(super) async fn databases(cx: &OpContext, bolt: &mut Bolt) -> Result<Vec<Database>, AdapterError> {
+    let rows = match bolt.query(cx, SYSTEM, "SHOW DATABASES YIELD *").await {
+        Err(e) if e.kind() == AdapterErrorKind::Unsupported => {
+            bolt.query(cx, SYSTEM, "SHOW DATABASES").await?
+        }
+        rows => rows?,
+    };
+    let columns = ["name", "requestedStatus", "currentStatus", "statusMessage", "store", "type"];
+    let mut all: Vec<Database> = Vec::new();
+    for [name, wanted, status, why, store, kind] in rows.texts(columns) {
+        if kind == "composite" {
+            continue;
+        }
+        if all.iter().any(|d| d.name == name) {
+            return Err(AdapterError::unsupported(format!(
+                "database `{name}` is on several servers: members of a cluster are neither stopped nor paused; back up \
+                 with Neo4j's own `database backup`"
+            )));
+        }
+        all.push(Database { name, wanted, status, why, store });
+    }
+    all.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(all)
+}
+
+/// What a server says of itself.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Facts {
+    pub(super) version: String,
+    pub(super) edition: String,
+    pub(super) databases: Vec<Database>,
+    /// Its directories, where it tells.
+    pub(super) data: Option<String>,
+    pub(super) transactions: Option<String>,
+    /// The database that queries without a name go to.
+    pub(super) home: Option<String>,
+}
+
+const DATA: [&str; 2] = ["server.directories.data", "dbms.directories.data"];
+const TRANSACTIONS: [&str; 2] =
+    ["server.directories.transaction.logs.root", "dbms.directories.transaction.logs.root"];
+const HOME: [&str; 2] = ["initial.dbms.default_database", "dbms.default_database"];
+
+impl Facts {
+    pub(super) async fn read(cx: &OpContext, bolt: &mut Bolt) -> Result<Self, AdapterError> {
+        let components = bolt
+            .query(
+                cx,
+                SYSTEM,
+                "CALL dbms.components() YIELD name, versions, edition RETURN versions[0] AS version, edition",
+            )
+            .await?;
+        let [version, edition] =
+            components.texts(["version", "edition"]).into_iter().next().unwrap_or_default();
+        let databases = databases(cx, bolt).await?;
+        // Administrators only; others may not, and then the container's configuration has to tell.
+        let settings = match bolt.query(cx, SYSTEM, "SHOW SETTINGS YIELD name, value").await {
+            Err(e)
+                if matches!(e.kind(), AdapterErrorKind::Unsupported | AdapterErrorKind::PermissionDenied) =>
+            {
+                bolt.query(cx, SYSTEM, "CALL dbms.listConfig() YIELD name, value RETURN name, value").await
+            }
+            rows => rows,
+        };
+        let settings = settings.map(|rows| rows.texts(["name", "value"])).unwrap_or_default();
+        let of = |names: [&str; 2]| {
+            let found = settings.iter().find(|[name, _]| names.contains(&name.as_str()));
+            found.map(|[_, value]| value.clone()).filter(|v| !v.is_empty() && v != "No Value")
+        };
+        Ok(Self {
+            version,
+            edition,
+            databases,
+            data: of(DATA),
+            transactions: of(TRANSACTIONS),
+            home: of(HOME),
+        })
+    }
+
+    pub(super) fn major(&self) -> u32 {
+        major(&self.version)
+    }
+}
+
+/// `5` of `5.26.0`; the versions by year (`2025.01.0`) are alike.
+pub(super) fn major(version: &str) -> u32 {
+    version.split('.').next().and_then(|n| n.parse().ok()).unwrap_or(5)
+}
+
+/// Counts of what the databases hold, from the server's own statistics.
+///
+/// # Errors
+/// Those of queries.
+pub(super) async fn evidence(
+    cx: &OpContext,
+    bolt: &mut Bolt,
+    databases: &[Database],
+) -> Result<Evidence, AdapterError> {
+    let mut evidence = Evidence::default();
+    for database in databases {
+        let name = database.name.as_str();
+        if !database.store.is_empty() {
+            evidence.notes.insert(format!("store.{name}"), database.store.clone());
+        }
+        if !database.is_online() {
+            evidence.notes.insert(format!("status.{name}"), database.status.clone());
+            continue;
+        }
+        if name == SYSTEM {
+            let users = bolt.query(cx, SYSTEM, "SHOW USERS YIELD user").await;
+            if let Ok(users) = users {
+                evidence.counts.insert("users".into(), users.len() as u64);
+            }
+            continue;
+        }
+        for (what, query) in [
+            ("nodes", "MATCH (n) RETURN count(n)"),
+            ("relationships", "MATCH ()-[r]->() RETURN count(r)"),
+            ("labels", "CALL db.labels() YIELD label RETURN count(label)"),
+            (
+                "relationship_types",
+                "CALL db.relationshipTypes() YIELD relationshipType RETURN count(relationshipType)",
+            ),
+        ] {
+            let count = bolt.query(cx, name, query).await?.count().ok_or_else(|| {
+                AdapterError::corrupt(format!("database `{name}` does not tell its number of {what}"))
+            })?;
+            evidence.counts.insert(format!("{what}.{name}"), count);
+        }
+        for (what, query) in
+            [("indexes", "SHOW INDEXES YIELD name"), ("constraints", "SHOW CONSTRAINTS YIELD name")]
+        {
+            let count = bolt.query(cx, name, query).await?.len() as u64;
+            evidence.counts.insert(format!("{what}.{name}"), count);
+        }
+    }
+    Ok(evidence)
+}

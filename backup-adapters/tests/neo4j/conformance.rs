@@ -1,0 +1,61 @@
+//! The contract of adapters, for `neo4j`.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use backup_core::testkit::adapter_suite::AdapterFixture;
+use backup_core::{OpContext, ServiceAdapter};
+
+use crate::support::{CANARY, Graph, adapter, with_secrets};
+
+struct Fixture {
+    graph: Graph,
+    mode: &'static str,
+}
+
+impl Fixture {
+    fn new(mode: &'static str) -> Self {
+        let graph = Graph::start();
+        graph.seed("first", 50);
+        Self { graph, mode }
+    }
+}
+
+#[async_trait]
+impl AdapterFixture for Fixture {
+    fn adapter(&self) -> Arc<dyn ServiceAdapter> {
+        self.graph.adapter(&format!("capture = '{}'", self.mode))
+    }
+    async fn mutate(&self) {
+        self.graph.cypher("MATCH (n:Page) WHERE n.id > 25 DETACH DELETE n");
+        self.graph.seed("second", 20);
+    }
+    async fn live(&self) -> String {
+        self.graph.wait_until_up();
+        self.graph.content()
+    }
+    async fn restored(&self, dir: &Path) -> String {
+        Graph::open_over(&dir.join("data")).content()
+    }
+    fn context(&self, cx: OpContext) -> OpContext {
+        with_secrets(cx)
+    }
+    fn unreachable(&self) -> Option<Arc<dyn ServiceAdapter>> {
+        Some(adapter("container = 'backup-test-there-is-none'\npassword = { env = 'CANARY' }"))
+    }
+    fn canaries(&self) -> Vec<String> {
+        vec![CANARY.to_owned()]
+    }
+}
+
+backup_core::adapter_conformance_tests!(
+    #[ignore = "needs Docker"]
+    stop_dump,
+    || async { Fixture::new("stop-dump") }
+);
+backup_core::adapter_conformance_tests!(
+    #[ignore = "needs Docker"]
+    pause_copy,
+    || async { Fixture::new("pause-copy") }
+);

@@ -1,0 +1,9 @@
+//! Tests of the `neo4j` adapter over real servers in containers.
+#![cfg(feature = "neo4j")]
+#![expect(clippy::unwrap_used, reason = "helpers of tests, too, fail by panicking")]
+
+mod capture;
+mod conformance;
+mod faults;
+mod restore;
+mod support;

@@ -1,0 +1,104 @@
+//! Restores over a live server, and what undoes them.
+
+use backup_core::testkit::adapter_suite::{Captured, Damage};
+use backup_core::{AdapterError, OpContext, RestoreTarget, ServiceAdapter, StepToken, chain};
+
+use crate::support::{CANARY, Graph, bench, captured, docker, with_secrets};
+
+pub(crate) async fn restored(
+    adapter: &dyn ServiceAdapter,
+    cx: &OpContext,
+    backup: &Captured,
+) -> Result<StepToken, AdapterError> {
+    let plan = adapter.plan_restore(cx, &backup.metadata, &RestoreTarget::Live).await?;
+    let staged = adapter.stage(cx, &plan, &backup.source(Damage::None)).await?;
+    adapter.switch(cx, &plan, &staged).await
+}
+
+/// There, restarted, and back again.
+async fn round_trip(mode: &str) {
+    let graph = Graph::start();
+    let adapter = graph.adapter(&format!("capture = '{mode}'"));
+    graph.seed("backup", 500);
+    let old = graph.content();
+    let backup = captured(&*adapter).await.unwrap_or_else(|e| panic!("{}", chain(&e)));
+    graph.wait_until_up();
+    graph.cypher("MATCH (n) DETACH DELETE n");
+    graph.seed("changed", 100);
+    let changed = graph.content();
+    let bench = bench();
+    let cx = with_secrets(bench.cx());
+    let switched = restored(&*adapter, &cx, &backup).await.unwrap_or_else(|e| panic!("{}", chain(&e)));
+    assert_eq!(graph.content(), old);
+    let probed = adapter.probe(&cx, &RestoreTarget::Live).await.unwrap();
+    assert_eq!(backup.report.evidence.contradictions(&probed), Vec::<String>::new());
+    let owners =
+        docker(&["exec", &graph.name, "find", "/data", "!", "-user", "neo4j", "-not", "-path", "/data"]);
+    assert_eq!(owners, "", "not of the server's user");
+    graph.restart();
+    assert_eq!(graph.content(), old);
+    graph.seed("works", 3);
+    graph.cypher("MATCH (n) WHERE n.works IS NOT NULL OR n:works DETACH DELETE n");
+    let later = with_secrets(bench.cx());
+    let mut undo = cx.clone();
+    undo.timestamp = later.timestamp;
+    adapter.undo(&undo, &switched).await.unwrap_or_else(|e| panic!("{}", chain(&e)));
+    assert_eq!(graph.content(), changed);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Docker"]
+async fn dumps_there_and_back() {
+    round_trip("stop-dump").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Docker"]
+async fn files_there_and_back() {
+    round_trip("pause-copy").await;
+}
+
+/// The password was changed since: the old one comes back with the data, and that is no failure.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Docker"]
+async fn other_credentials_are_no_reason_to_go_back() {
+    let graph = Graph::start();
+    graph.seed("backup", 50);
+    let old = graph.content();
+    let backup = captured(&*graph.adapter("capture = 'stop-dump'")).await.unwrap();
+    graph.wait_until_up();
+    graph
+        .client()
+        .ask("system", &format!("ALTER CURRENT USER SET PASSWORD FROM '{CANARY}' TO 'wrong-one'"))
+        .unwrap();
+    let now =
+        crate::support::adapter(&format!("container = '{}'\npassword = {{ env = 'WRONG' }}", graph.name));
+    let bench = bench();
+    let cx = with_secrets(bench.cx());
+    restored(&*now, &cx, &backup).await.unwrap_or_else(|e| panic!("{}", chain(&e)));
+    graph.wait_until_up();
+    assert_eq!(graph.content(), old, "the password of the backup's time works, and the data is there");
+    let probed = now.probe(&cx, &RestoreTarget::Live).await.unwrap();
+    assert_eq!(backup.report.evidence.contradictions(&probed), Vec::<String>::new());
+}
+
+/// Container and volume are gone and made anew: nothing but an empty server that does not run.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Docker"]
+async fn a_server_made_anew_gets_its_data() {
+    let first = Graph::start();
+    first.seed("backup", 50);
+    let old = first.content();
+    let backup = captured(&*first.adapter("capture = 'stop-dump'")).await.unwrap();
+    drop(first);
+    let second = Graph::start();
+    docker(&["stop", "-t", "120", &second.name]);
+    let bench = bench();
+    let cx = with_secrets(bench.cx());
+    let done = restored(&*second.adapter(""), &cx, &backup).await;
+    done.unwrap_or_else(|e| panic!("{}", chain(&e)));
+    assert!(!second.is_running(), "what did not run stays so");
+    docker(&["start", &second.name]);
+    second.wait_until_up();
+    assert_eq!(second.content(), old);
+}

@@ -1,0 +1,395 @@
+//! Shared by the tests of the `neo4j` adapter: servers, file systems and writers that end with their test.
+
+use std::fmt::Write as _;
+use std::io::{Read, Write as _};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use backup_adapters::neo4j::Neo4jConfig;
+use backup_core::testkit::adapter_suite::{AdapterFixture, Bench, Captured, capture};
+use backup_core::{
+    AdapterConfig, AdapterError, BuildContext, ConfigError, OpContext, Secret, SecretRef, SecretResolver,
+    ServiceAdapter,
+};
+
+/// A password that must never show.
+pub(crate) const CANARY: &str = "canary-7f3a-hunter2";
+
+/// How long a server may take for what a test waits for: many start at once, on few processors.
+const PATIENCE: Duration = Duration::from_secs(240);
+
+static NUMBER: AtomicU32 = AtomicU32::new(0);
+
+#[expect(clippy::disallowed_methods, reason = "tests may be pointed to another image")]
+pub(crate) fn image() -> String {
+    std::env::var("BACKUP_TEST_NEO4J_IMAGE").unwrap_or_else(|_| "backup-test/neo4j:5".to_owned())
+}
+
+pub(crate) fn docker(args: &[&str]) -> String {
+    let done = Command::new("docker").args(args).output().unwrap();
+    assert!(done.status.success(), "docker {args:?}: {}", String::from_utf8_lossy(&done.stderr));
+    String::from_utf8_lossy(&done.stdout).trim().to_owned()
+}
+
+pub(crate) fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
+    let until = Instant::now() + PATIENCE;
+    while !done() {
+        assert!(Instant::now() < until, "waited in vain for {what}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// A server of its own.
+pub(crate) struct Graph {
+    pub(crate) name: String,
+    password: Option<&'static str>,
+}
+
+impl Graph {
+    /// A server with a volume of its own.
+    pub(crate) fn start() -> Self {
+        Self::with(&[])
+    }
+
+    /// A server over a folder of this host.
+    pub(crate) fn over(dir: &Path) -> Self {
+        Self::with(&["-v", &format!("{}:/data", dir.display())])
+    }
+
+    pub(crate) fn with(options: &[&str]) -> Self {
+        let auth = format!("NEO4J_AUTH=neo4j/{CANARY}");
+        let options: Vec<&str> = ["-e", &auth].into_iter().chain(options.iter().copied()).collect();
+        Self::run(&options, Some(CANARY))
+    }
+
+    /// One that asks for no password.
+    pub(crate) fn open_over(dir: &Path) -> Self {
+        Self::run(&["-e", "NEO4J_AUTH=none", "-v", &format!("{}:/data", dir.display())], None)
+    }
+
+    /// With arguments for the image.
+    pub(crate) fn running(options: &[&str], arguments: &[&str]) -> Self {
+        let auth = format!("NEO4J_AUTH=neo4j/{CANARY}");
+        let options: Vec<&str> = ["-e", &auth].into_iter().chain(options.iter().copied()).collect();
+        Self::run_with(&options, arguments, Some(CANARY))
+    }
+
+    fn run(options: &[&str], password: Option<&'static str>) -> Self {
+        Self::run_with(options, &[], password)
+    }
+
+    fn run_with(options: &[&str], arguments: &[&str], password: Option<&'static str>) -> Self {
+        let n = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let name = format!("backup-test-{}-{n}-neo4j", std::process::id());
+        let this = Self { name, password };
+        let label = format!("backup-test={}", std::process::id());
+        let mut args = vec!["run", "-d", "--name", &this.name, "--label", &label];
+        args.extend(["-e", "NEO4J_server_memory_heap_max__size=256m"]);
+        args.extend(["-e", "NEO4J_server_memory_pagecache_size=64m"]);
+        args.extend(["-e", "NEO4J_db_tx__log_preallocate=false"]);
+        args.extend_from_slice(options);
+        let image = image();
+        args.push(&image);
+        args.extend_from_slice(arguments);
+        docker(&args);
+        this.wait_until_up();
+        this
+    }
+
+    pub(crate) fn wait_until_up(&self) {
+        wait_for("the server", || self.ask("RETURN 1").is_ok());
+    }
+
+    pub(crate) fn is_running(&self) -> bool {
+        docker(&["inspect", "-f", "{{.State.Running}} {{.State.Paused}}", &self.name]) == "true false"
+    }
+
+    pub(crate) fn restart(&self) {
+        docker(&["restart", "-t", "120", &self.name]);
+        self.wait_until_up();
+    }
+
+    fn address(&self) -> String {
+        docker(&["inspect", "-f", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", &self.name])
+    }
+
+    /// The rows of a query's answer, or what went wrong.
+    pub(crate) fn ask(&self, query: &str) -> Result<Vec<String>, String> {
+        let address = self.address();
+        if address.is_empty() {
+            return Err("no address".into());
+        }
+        Client { address, password: self.password }.ask("neo4j", query)
+    }
+
+    pub(crate) fn client(&self) -> Client {
+        Client { address: self.address(), password: self.password }
+    }
+
+    pub(crate) fn cypher(&self, query: &str) -> Vec<String> {
+        self.ask(query).unwrap_or_else(|e| panic!("{query}: {e}"))
+    }
+
+    pub(crate) fn seed(&self, word: &str, many: u32) {
+        self.cypher(&format!("CREATE INDEX by_{word} IF NOT EXISTS FOR (p:Page) ON (p.{word})"));
+        self.cypher(&format!(
+            "UNWIND range(1, {many}) AS i CREATE (a:Page {{id: i, {word}: 'text ' + i}})-[:LINKS {{w: i}}]->(b:{word} {{at: i}})"
+        ));
+    }
+
+    /// What it holds, without what writers wrote.
+    pub(crate) fn content(&self) -> String {
+        let mut rows = self.cypher(
+            "MATCH (n) WHERE NOT n:Writer OPTIONAL MATCH (n)-[r]->(m) RETURN labels(n), properties(n), type(r), \
+             properties(r), labels(m), properties(m)",
+        );
+        rows.extend(self.cypher("SHOW INDEXES YIELD name RETURN name"));
+        rows.sort();
+        rows.join("\n")
+    }
+
+    pub(crate) fn adapter(&self, keys: &str) -> Arc<dyn ServiceAdapter> {
+        adapter(&format!("container = '{}'\npassword = {{ env = 'CANARY' }}\n{keys}", self.name))
+    }
+}
+
+impl Drop for Graph {
+    fn drop(&mut self) {
+        let _gone = Command::new("docker").args(["unpause", &self.name]).output();
+        let _gone = Command::new("docker").args(["rm", "-fv", &self.name]).output();
+    }
+}
+
+/// Asks over HTTP, which the adapter does not use.
+pub(crate) struct Client {
+    address: String,
+    password: Option<&'static str>,
+}
+
+impl Client {
+    pub(crate) fn ask(&self, database: &str, query: &str) -> Result<Vec<String>, String> {
+        let text = |e: std::io::Error| e.to_string();
+        let address = format!("{}:7474", self.address).parse().map_err(|_| "no address".to_owned())?;
+        let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(2)).map_err(text)?;
+        stream.set_read_timeout(Some(Duration::from_secs(30))).map_err(text)?;
+        let body = serde_json::json!({"statements": [{"statement": query}]}).to_string();
+        let mut request = format!(
+            "POST /db/{database}/tx/commit HTTP/1.0\r\nHost: x\r\nContent-Type: application/json\r\n"
+        );
+        if let Some(password) = self.password {
+            write!(request, "Authorization: Basic {}\r\n", base64(format!("neo4j:{password}").as_bytes()))
+                .unwrap();
+        }
+        write!(request, "Content-Length: {}\r\n\r\n{body}", body.len()).unwrap();
+        stream.write_all(request.as_bytes()).map_err(text)?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).map_err(text)?;
+        let json = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
+        let json: serde_json::Value = serde_json::from_str(json).map_err(|_| answer.clone())?;
+        if json["errors"].as_array().is_none_or(|e| !e.is_empty()) {
+            return Err(json["errors"].to_string());
+        }
+        let rows = json["results"][0]["data"].as_array().ok_or("no rows")?;
+        Ok(rows.iter().map(|r| r["row"].to_string()).collect())
+    }
+}
+
+fn base64(bytes: &[u8]) -> String {
+    const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut out = String::new();
+    for part in bytes.chunks(3) {
+        let n = part.iter().fold(0_u32, |n, b| n << 8 | u32::from(*b)) << (8 * (3 - part.len()));
+        for i in 0..4 {
+            let letter = LETTERS[(n >> (18 - 6 * i) & 63) as usize];
+            out.push(if i <= part.len() { char::from(letter) } else { '=' });
+        }
+    }
+    out
+}
+
+/// Commits numbered nodes one after the other, as fast as it can, whatever becomes of the server.
+pub(crate) struct Writer {
+    stop: Arc<AtomicBool>,
+    acknowledged: Arc<AtomicU32>,
+    thread: Option<JoinHandle<Duration>>,
+}
+
+impl Writer {
+    pub(crate) fn start(graph: &Graph) -> Self {
+        let (stop, acknowledged) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU32::new(0)));
+        let (ended, count, mut client) = (Arc::clone(&stop), Arc::clone(&acknowledged), graph.client());
+        let name = graph.name.clone();
+        let thread = std::thread::spawn(move || {
+            let (mut n, mut last, mut gap) = (0, Instant::now(), Duration::ZERO);
+            while !ended.load(Ordering::Relaxed) {
+                // Merged, as an answer may get lost.
+                match client.ask("neo4j", &format!("MERGE (w:Writer {{n: {n}}}) RETURN 1")) {
+                    Ok(_) => {
+                        n += 1;
+                        count.store(n, Ordering::SeqCst);
+                        gap = gap.max(last.elapsed());
+                        last = Instant::now();
+                    }
+                    Err(_) => {
+                        // It may have got another address.
+                        std::thread::sleep(Duration::from_millis(20));
+                        let found = Command::new("docker")
+                            .args([
+                                "inspect",
+                                "-f",
+                                "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}",
+                                &name,
+                            ])
+                            .output()
+                            .unwrap();
+                        client.address = String::from_utf8_lossy(&found.stdout).trim().to_owned();
+                    }
+                }
+            }
+            gap
+        });
+        let this = Self { stop, acknowledged, thread: Some(thread) };
+        wait_for("the first commits", || this.acknowledged() > 20);
+        this
+    }
+
+    /// How many commits were acknowledged: those with a number below.
+    pub(crate) fn acknowledged(&self) -> u32 {
+        self.acknowledged.load(Ordering::SeqCst)
+    }
+
+    /// Ends it; the longest time between two acknowledged commits.
+    pub(crate) fn end(mut self) -> Duration {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.take().unwrap().join().unwrap()
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ended = thread.join();
+        }
+    }
+}
+
+/// The numbers that a writer left, which have no hole.
+pub(crate) fn written(graph: &Graph) -> u32 {
+    let rows = graph.cypher("MATCH (w:Writer) RETURN count(w), count(DISTINCT w.n), max(w.n)");
+    let numbers: Vec<u32> = serde_json::from_str(&rows[0]).unwrap();
+    assert_eq!(numbers[0], numbers[1], "a number twice");
+    assert_eq!(numbers[0], numbers[2] + 1, "a hole in what was written");
+    numbers[0]
+}
+
+/// An XFS of its own, that can clone files.
+pub(crate) struct Xfs {
+    dir: tempfile::TempDir,
+}
+
+impl Xfs {
+    pub(crate) fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let image = dir.path().join("image");
+        std::fs::File::create(&image).unwrap().set_len(2 << 30).unwrap();
+        let this = Self { dir };
+        std::fs::create_dir(this.path()).unwrap();
+        run("mkfs.xfs", &["-q", "-m", "reflink=1", image.to_str().unwrap()]);
+        run("mount", &["-o", "loop", image.to_str().unwrap(), this.path().to_str().unwrap()]);
+        this
+    }
+
+    pub(crate) fn path(&self) -> PathBuf {
+        self.dir.path().join("mounted")
+    }
+
+    /// A folder for a server.
+    pub(crate) fn folder(&self, name: &str) -> PathBuf {
+        let path = self.path().join(name);
+        std::fs::create_dir(&path).unwrap();
+        std::os::unix::fs::chown(&path, Some(7474), Some(7474)).unwrap();
+        path
+    }
+}
+
+impl Drop for Xfs {
+    fn drop(&mut self) {
+        // A container that is just going may still use it.
+        for lazy in [&["-q"][..], &["-q"], &["-l"]] {
+            let path = self.path();
+            let done = Command::new("umount").args(lazy).arg(&path).output();
+            if done.is_ok_and(|d| d.status.success()) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(500));
+        }
+    }
+}
+
+fn run(program: &str, args: &[&str]) {
+    let done = Command::new(program).args(args).output();
+    let done = done.unwrap_or_else(|e| panic!("{program} (scripts/test installs it): {e}"));
+    assert!(done.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&done.stderr));
+}
+
+/// The adapter that `keys` configure.
+pub(crate) fn adapter(keys: &str) -> Arc<dyn ServiceAdapter> {
+    let config: Neo4jConfig = toml::from_str(keys).unwrap();
+    config.build(&BuildContext::new("neo4j".parse().unwrap(), "/nonexistent")).unwrap()
+}
+
+/// Knows the canary, and a wrong password.
+#[derive(Debug)]
+struct Secrets;
+
+impl SecretResolver for Secrets {
+    fn resolve(&self, reference: &SecretRef) -> Result<Secret, ConfigError> {
+        match reference {
+            SecretRef::Env(name) if name == "CANARY" => Ok(Secret::new(CANARY)),
+            SecretRef::Env(name) if name == "WRONG" => Ok(Secret::new("wrong-one")),
+            _ => Err(ConfigError::new("there is no such secret")),
+        }
+    }
+}
+
+struct Unused;
+
+#[async_trait]
+impl AdapterFixture for Unused {
+    fn adapter(&self) -> Arc<dyn ServiceAdapter> {
+        unreachable!()
+    }
+    async fn mutate(&self) {}
+    async fn live(&self) -> String {
+        String::new()
+    }
+    fn context(&self, cx: OpContext) -> OpContext {
+        with_secrets(cx)
+    }
+}
+
+pub(crate) fn with_secrets(mut cx: OpContext) -> OpContext {
+    cx.secrets = Arc::new(Secrets);
+    // The tests share an engine, where containers are found by the run's id.
+    let n = NUMBER.fetch_add(1, Ordering::Relaxed) + (std::process::id() << 12);
+    cx.run_id = format!("{}-{n:08x}", cx.timestamp).parse().unwrap();
+    cx.at_work = cx.run_id.clone();
+    cx
+}
+
+/// Folders and contexts.
+pub(crate) fn bench() -> Bench {
+    Bench::new(Unused)
+}
+
+pub(crate) async fn captured(adapter: &dyn ServiceAdapter) -> Result<Captured, AdapterError> {
+    let bench = bench();
+    capture(adapter, &bench.cx()).await
+}
