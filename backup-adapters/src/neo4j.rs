@@ -44,7 +44,7 @@ use serde::Deserialize;
 
 pub use self::mode::CaptureMode;
 use self::server::Server;
-use crate::runtime::{DockerRuntime, ServiceSecret};
+use crate::runtime::{EngineUrl, ServiceSecret};
 
 /// The configuration: which server, how to log in, and what it may be put through.
 #[derive(Debug, Clone, Deserialize)]
@@ -52,6 +52,8 @@ use crate::runtime::{DockerRuntime, ServiceSecret};
 pub struct Neo4jConfig {
     /// The container that it runs in: name, id or `label=key=value`.
     pub container: String,
+    /// The Docker engine that the container is on, if it listens on another socket: `unix:///path`.
+    pub docker: Option<EngineUrl>,
     /// The port of Bolt in there. 7687 unless set.
     pub port: Option<u16>,
     /// The user; `neo4j` unless set. Needs to be an administrator.
@@ -103,13 +105,13 @@ impl AdapterConfig for Neo4jConfig {
 
     fn build(self, cx: &BuildContext) -> Result<Arc<dyn ServiceAdapter>, ConfigError> {
         if self.container.is_empty() {
-            return Err(ConfigError::new("no container is named").at("container"));
+            return Err(ConfigError::new("`container` is empty").at("container"));
         }
         if self.user.is_some() && self.password.is_none() {
             return Err(ConfigError::new("`user` without `password`").at("user").hint("set `password` too"));
         }
         let server = Server {
-            docker: DockerRuntime::new(self.container),
+            docker: EngineUrl::container(self.docker.as_ref(), &self.container),
             port: self.port.unwrap_or(7687),
             user: self.user.unwrap_or_else(|| "neo4j".to_owned()),
             password: self.password.map(|p| p.relative_to(&cx.base_dir)),

@@ -6,15 +6,15 @@ use super::server::{SYSTEM, Server};
 
 /// The steps, with the names of this backup's container.
 pub(super) fn steps(server: &Server, backup: &HandContext<'_>) -> Vec<HandStep> {
-    let container = shell_quote(server.docker.container());
+    let (docker, container) = (server.docker.program(), shell_quote(server.docker.container()));
     let run = format!(
-        "docker run --rm -i --user 7474:7474 --volumes-from {container} --entrypoint sh \
-         \"$(docker inspect -f '{{{{.Config.Image}}}}' {container})\" -c"
+        "{docker} run --rm -i --user 7474:7474 --volumes-from {container} --entrypoint sh \
+         \"$({docker} inspect -f '{{{{.Config.Image}}}}' {container})\" -c"
     );
     let mut steps = vec![HandStep::new(
         "Stop Neo4j, with time to end by itself. The paths below are those of the public image (`/data`); where \
          `server.directories.data` or `server.directories.transaction.logs.root` say otherwise, use those.",
-        format!("docker stop -t 300 {container}"),
+        format!("{docker} stop -t 300 {container}"),
     )];
     let dumps = backup.metadata.artifacts.iter().any(|a| a.attributes.contains_key("database"));
     let aside = "cd /data && for d in databases transactions; do if [ -e $d ]; then mv $d $d.old; fi; done";
@@ -47,7 +47,7 @@ pub(super) fn steps(server: &Server, backup: &HandContext<'_>) -> Vec<HandStep> 
     steps.push(HandStep::new(
         "Start Neo4j, and look whether all databases are online. It may have to recover first. The passwords are those of \
          the backup's time: NEO4J_AUTH does not change them.",
-        format!("docker start {container} && docker exec -it {container} cypher-shell -d system 'SHOW DATABASES'"),
+        format!("{docker} start {container} && {docker} exec -it {container} cypher-shell -d system 'SHOW DATABASES'"),
     ));
     steps
 }

@@ -144,6 +144,19 @@ fn parse(text: &str) -> BTreeMap<String, String> {
     pairs.map(|(k, v)| (k.trim().to_owned(), v.trim().to_owned())).collect()
 }
 
+/// Neo4j's programs run in containers that get folders of this host.
+///
+/// # Errors
+/// `Unsupported` for an engine that sees none of them.
+pub(super) fn same_host(server: &Server) -> Result<(), AdapterError> {
+    match server.docker.shares_files() {
+        true => Ok(()),
+        false => Err(AdapterError::unsupported(format!(
+            "the Docker engine of {server} is on another host, and sees no folder of this one"
+        ))),
+    }
+}
+
 /// The state and the mounts of the container.
 pub(super) async fn inspect(server: &Server, cx: &OpContext) -> Result<Inspection, AdapterError> {
     cx.within(server.docker.inspect()).await?

@@ -137,7 +137,7 @@ async fn count(cx: &OpContext, second: &Helper) -> Result<(Evidence, Vec<String>
             let code = exit.code.unwrap_or(-1);
             return Err(AdapterError::corrupt(format!(
                 "Neo4j does not open the restored data: it ended with exit code {code}; it said: {}",
-                second.last_words().await
+                second.log().await
             )));
         }
         // A database that cannot be opened stays offline and says why.

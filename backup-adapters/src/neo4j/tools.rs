@@ -67,6 +67,8 @@ impl Conf {
                 format!("{connector}.bolt.listen_address=127.0.0.1:7687"),
                 format!("{connector}.http.enabled=false"),
                 "dbms.usage_report.enabled=false".to_owned(),
+                // Else it waits 10 s for clients that there are none of. A version that does not know it ignores it.
+                "internal.server.bolt.thread_pool_shutdown_wait_time=100ms".to_owned(),
             ]);
             if let Some(home) = &self.home {
                 lines.push(format!(

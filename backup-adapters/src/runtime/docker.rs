@@ -16,6 +16,7 @@ use bollard::models::{ContainerInspectResponse, ContainerState};
 use self::engine::Engine;
 
 mod archive;
+mod beside;
 mod engine;
 mod exec;
 mod files;
@@ -200,10 +201,10 @@ impl DockerRuntime {
 async fn reclaim(engine: &Engine, dead: &[RunId]) -> Result<Vec<String>, AdapterError> {
     let mut removed = Vec::new();
     for run in dead {
-        for left in find::list(engine, Some(format!("{}={run}", reader::RUN_LABEL))).await? {
+        for left in find::list(engine, Some(format!("{}={run}", beside::RUN_LABEL))).await? {
             let id = left.id.clone().unwrap_or_default();
-            let request = reader::remove(engine.client().await?, &id);
-            engine.call("remove a container of a dead run", request).await.or_else(reader::gone)?;
+            let request = beside::remove(engine.client().await?, &id);
+            engine.call("remove a container of a dead run", request).await.or_else(beside::gone)?;
             removed.push(format!("container `{}`, which was there for run {run}", find::name(&left)));
         }
     }

@@ -3,7 +3,8 @@
 use backup_core::testkit::adapter_suite::{Captured, Damage};
 use backup_core::{Consistency, RestoreTarget, ServiceAdapter, chain};
 
-use crate::support::{Graph, Writer, Xfs, bench, captured, with_secrets, written};
+use crate::graph::Graph;
+use crate::support::{Writer, Xfs, bench, captured, with_secrets, written};
 
 /// Restores into a folder, and tells what a server over it holds.
 pub(crate) async fn in_a_folder(

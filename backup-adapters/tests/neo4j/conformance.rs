@@ -7,7 +7,8 @@ use async_trait::async_trait;
 use backup_core::testkit::adapter_suite::AdapterFixture;
 use backup_core::{OpContext, ServiceAdapter};
 
-use crate::support::{CANARY, Graph, adapter, with_secrets};
+use crate::graph::Graph;
+use crate::support::{CANARY, adapter, with_secrets};
 
 struct Fixture {
     graph: Graph,

@@ -8,7 +8,8 @@ use backup_core::testkit::adapter_suite::{Captured, Damage};
 use backup_core::{AdapterErrorKind, Event, EventSink, OpContext, RestoreTarget, chain};
 use futures::FutureExt;
 
-use crate::support::{Graph, Xfs, bench, captured, docker, wait_for, with_secrets};
+use crate::graph::Graph;
+use crate::support::{Xfs, bench, captured, docker, wait_for, with_secrets};
 
 /// Panics in a phase, which ends everything there as a kill does: nothing is tidied up.
 #[derive(Debug)]

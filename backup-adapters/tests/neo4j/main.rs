@@ -5,5 +5,6 @@
 mod capture;
 mod conformance;
 mod faults;
+mod graph;
 mod restore;
 mod support;

@@ -3,7 +3,8 @@
 use backup_core::testkit::adapter_suite::{Captured, Damage};
 use backup_core::{AdapterError, OpContext, RestoreTarget, ServiceAdapter, StepToken, chain};
 
-use crate::support::{CANARY, Graph, bench, captured, docker, with_secrets};
+use crate::graph::Graph;
+use crate::support::{CANARY, bench, captured, docker, with_secrets};
 
 pub(crate) async fn restored(
     adapter: &dyn ServiceAdapter,
@@ -91,7 +92,7 @@ async fn a_server_made_anew_gets_its_data() {
     let old = first.content();
     let backup = captured(&*first.adapter("capture = 'stop-dump'")).await.unwrap();
     drop(first);
-    let second = Graph::start();
+    let second = Graph::with(&[]);
     docker(&["stop", "-t", "120", &second.name]);
     let bench = bench();
     let cx = with_secrets(bench.cx());

@@ -1,9 +1,6 @@
-//! Shared by the tests of the `neo4j` adapter: servers, file systems and writers that end with their test.
+//! Shared by the tests of the `neo4j` adapter: file systems and writers that end with their test, and contexts.
 
-use std::fmt::Write as _;
-use std::io::{Read, Write as _};
-use std::net::TcpStream;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -18,13 +15,15 @@ use backup_core::{
     ServiceAdapter,
 };
 
+use crate::graph::Graph;
+
 /// A password that must never show.
 pub(crate) const CANARY: &str = "canary-7f3a-hunter2";
 
 /// How long a server may take for what a test waits for: many start at once, on few processors.
 const PATIENCE: Duration = Duration::from_secs(240);
 
-static NUMBER: AtomicU32 = AtomicU32::new(0);
+pub(crate) static NUMBER: AtomicU32 = AtomicU32::new(0);
 
 #[expect(clippy::disallowed_methods, reason = "tests may be pointed to another image")]
 pub(crate) fn image() -> String {
@@ -43,174 +42,6 @@ pub(crate) fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
         assert!(Instant::now() < until, "waited in vain for {what}");
         std::thread::sleep(Duration::from_millis(50));
     }
-}
-
-/// A server of its own.
-pub(crate) struct Graph {
-    pub(crate) name: String,
-    password: Option<&'static str>,
-}
-
-impl Graph {
-    /// A server with a volume of its own.
-    pub(crate) fn start() -> Self {
-        Self::with(&[])
-    }
-
-    /// A server over a folder of this host.
-    pub(crate) fn over(dir: &Path) -> Self {
-        Self::with(&["-v", &format!("{}:/data", dir.display())])
-    }
-
-    pub(crate) fn with(options: &[&str]) -> Self {
-        let auth = format!("NEO4J_AUTH=neo4j/{CANARY}");
-        let options: Vec<&str> = ["-e", &auth].into_iter().chain(options.iter().copied()).collect();
-        Self::run(&options, Some(CANARY))
-    }
-
-    /// One that asks for no password.
-    pub(crate) fn open_over(dir: &Path) -> Self {
-        Self::run(&["-e", "NEO4J_AUTH=none", "-v", &format!("{}:/data", dir.display())], None)
-    }
-
-    /// With arguments for the image.
-    pub(crate) fn running(options: &[&str], arguments: &[&str]) -> Self {
-        let auth = format!("NEO4J_AUTH=neo4j/{CANARY}");
-        let options: Vec<&str> = ["-e", &auth].into_iter().chain(options.iter().copied()).collect();
-        Self::run_with(&options, arguments, Some(CANARY))
-    }
-
-    fn run(options: &[&str], password: Option<&'static str>) -> Self {
-        Self::run_with(options, &[], password)
-    }
-
-    fn run_with(options: &[&str], arguments: &[&str], password: Option<&'static str>) -> Self {
-        let n = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let name = format!("backup-test-{}-{n}-neo4j", std::process::id());
-        let this = Self { name, password };
-        let label = format!("backup-test={}", std::process::id());
-        let mut args = vec!["run", "-d", "--name", &this.name, "--label", &label];
-        args.extend(["-e", "NEO4J_server_memory_heap_max__size=256m"]);
-        args.extend(["-e", "NEO4J_server_memory_pagecache_size=64m"]);
-        args.extend(["-e", "NEO4J_db_tx__log_preallocate=false"]);
-        args.extend_from_slice(options);
-        let image = image();
-        args.push(&image);
-        args.extend_from_slice(arguments);
-        docker(&args);
-        this.wait_until_up();
-        this
-    }
-
-    pub(crate) fn wait_until_up(&self) {
-        wait_for("the server", || self.ask("RETURN 1").is_ok());
-    }
-
-    pub(crate) fn is_running(&self) -> bool {
-        docker(&["inspect", "-f", "{{.State.Running}} {{.State.Paused}}", &self.name]) == "true false"
-    }
-
-    pub(crate) fn restart(&self) {
-        docker(&["restart", "-t", "120", &self.name]);
-        self.wait_until_up();
-    }
-
-    fn address(&self) -> String {
-        docker(&["inspect", "-f", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", &self.name])
-    }
-
-    /// The rows of a query's answer, or what went wrong.
-    pub(crate) fn ask(&self, query: &str) -> Result<Vec<String>, String> {
-        let address = self.address();
-        if address.is_empty() {
-            return Err("no address".into());
-        }
-        Client { address, password: self.password }.ask("neo4j", query)
-    }
-
-    pub(crate) fn client(&self) -> Client {
-        Client { address: self.address(), password: self.password }
-    }
-
-    pub(crate) fn cypher(&self, query: &str) -> Vec<String> {
-        self.ask(query).unwrap_or_else(|e| panic!("{query}: {e}"))
-    }
-
-    pub(crate) fn seed(&self, word: &str, many: u32) {
-        self.cypher(&format!("CREATE INDEX by_{word} IF NOT EXISTS FOR (p:Page) ON (p.{word})"));
-        self.cypher(&format!(
-            "UNWIND range(1, {many}) AS i CREATE (a:Page {{id: i, {word}: 'text ' + i}})-[:LINKS {{w: i}}]->(b:{word} {{at: i}})"
-        ));
-    }
-
-    /// What it holds, without what writers wrote.
-    pub(crate) fn content(&self) -> String {
-        let mut rows = self.cypher(
-            "MATCH (n) WHERE NOT n:Writer OPTIONAL MATCH (n)-[r]->(m) RETURN labels(n), properties(n), type(r), \
-             properties(r), labels(m), properties(m)",
-        );
-        rows.extend(self.cypher("SHOW INDEXES YIELD name RETURN name"));
-        rows.sort();
-        rows.join("\n")
-    }
-
-    pub(crate) fn adapter(&self, keys: &str) -> Arc<dyn ServiceAdapter> {
-        adapter(&format!("container = '{}'\npassword = {{ env = 'CANARY' }}\n{keys}", self.name))
-    }
-}
-
-impl Drop for Graph {
-    fn drop(&mut self) {
-        let _gone = Command::new("docker").args(["unpause", &self.name]).output();
-        let _gone = Command::new("docker").args(["rm", "-fv", &self.name]).output();
-    }
-}
-
-/// Asks over HTTP, which the adapter does not use.
-pub(crate) struct Client {
-    address: String,
-    password: Option<&'static str>,
-}
-
-impl Client {
-    pub(crate) fn ask(&self, database: &str, query: &str) -> Result<Vec<String>, String> {
-        let text = |e: std::io::Error| e.to_string();
-        let address = format!("{}:7474", self.address).parse().map_err(|_| "no address".to_owned())?;
-        let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(2)).map_err(text)?;
-        stream.set_read_timeout(Some(Duration::from_secs(30))).map_err(text)?;
-        let body = serde_json::json!({"statements": [{"statement": query}]}).to_string();
-        let mut request = format!(
-            "POST /db/{database}/tx/commit HTTP/1.0\r\nHost: x\r\nContent-Type: application/json\r\n"
-        );
-        if let Some(password) = self.password {
-            write!(request, "Authorization: Basic {}\r\n", base64(format!("neo4j:{password}").as_bytes()))
-                .unwrap();
-        }
-        write!(request, "Content-Length: {}\r\n\r\n{body}", body.len()).unwrap();
-        stream.write_all(request.as_bytes()).map_err(text)?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).map_err(text)?;
-        let json = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
-        let json: serde_json::Value = serde_json::from_str(json).map_err(|_| answer.clone())?;
-        if json["errors"].as_array().is_none_or(|e| !e.is_empty()) {
-            return Err(json["errors"].to_string());
-        }
-        let rows = json["results"][0]["data"].as_array().ok_or("no rows")?;
-        Ok(rows.iter().map(|r| r["row"].to_string()).collect())
-    }
-}
-
-fn base64(bytes: &[u8]) -> String {
-    const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut out = String::new();
-    for part in bytes.chunks(3) {
-        let n = part.iter().fold(0_u32, |n, b| n << 8 | u32::from(*b)) << (8 * (3 - part.len()));
-        for i in 0..4 {
-            let letter = LETTERS[(n >> (18 - 6 * i) & 63) as usize];
-            out.push(if i <= part.len() { char::from(letter) } else { '=' });
-        }
-    }
-    out
 }
 
 /// Commits numbered nodes one after the other, as fast as it can, whatever becomes of the server.

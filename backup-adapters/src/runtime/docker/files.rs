@@ -149,9 +149,9 @@ pub(super) async fn open(
     if mounts.iter().any(|m| inside.starts_with(&m.inside)) {
         // Reading an archive locks the container it is read from: nothing else waits for this one.
         let shelf = reader::shelf(engine, container, run).await?;
-        let body = archive::read(Arc::clone(engine), shelf.id.clone(), file, before).await?;
+        let body = archive::read(Arc::clone(engine), shelf.id().to_owned(), file, before).await?;
         let removal = stream::once(async move {
-            if let Err(e) = shelf.now().await {
+            if let Err(e) = shelf.close().await {
                 tracing::warn!(error = %e, "a container of ours may be left");
             }
             None

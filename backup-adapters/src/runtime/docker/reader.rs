@@ -1,37 +1,26 @@
 //! A container beside a service's, which reads its volumes: when they cannot be reached from here and the service does
 //! not run, or must not be disturbed.
 
-use std::collections::HashMap;
-use std::pin::Pin;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use backup_core::runtime::{ExecCommand, Execution};
-use backup_core::{AdapterError, AdapterErrorKind, RunId};
-use bollard::Docker;
+use backup_core::{AdapterError, RunId};
 use bollard::models::{
-    ContainerCreateBody, ContainerInspectResponse, HealthConfig, HostConfig, Mount, MountType,
-    MountVolumeOptions,
+    ContainerCreateBody, ContainerInspectResponse, HostConfig, Mount, MountType, MountVolumeOptions,
 };
-use bollard::query_parameters::{
-    AttachContainerOptions, CreateContainerOptions, RemoveContainerOptions, StartContainerOptions,
-};
-use tokio::io::AsyncWrite;
 
+use super::beside::{Beside, IDLE, Input};
 use super::engine::Engine;
-use super::{exec, find, mounts, name_of};
-
-/// The label of what a run leaves on an engine; its value is the run's id.
-pub(super) const RUN_LABEL: &str = "backup.run-id";
+use super::{exec, mounts, name_of};
 
 /// A container with a service's image and its volumes, which it can only read. It has no network.
 ///
 /// It ends when this is dropped, and when this process dies; what is left even so is found by [`DockerRuntime::reclaim`](super::DockerRuntime::reclaim).
 pub struct VolumeReader {
-    engine: Arc<Engine>,
     container: ContainerInspectResponse,
     /// Its first process ends when this closes.
-    _alive: Mutex<Pin<Box<dyn AsyncWrite + Send>>>,
-    removal: Removal,
+    _alive: Input,
+    beside: Beside,
 }
 
 impl std::fmt::Debug for VolumeReader {
@@ -47,23 +36,15 @@ pub(super) async fn open(
     run: &RunId,
 ) -> Result<VolumeReader, AdapterError> {
     let what = format!("read the volumes of container `{}`", name_of(service));
-    let client = engine.client().await?;
-    let script = ["sh", "-c", "cat >/dev/null"].map(str::to_owned).to_vec();
-    let removal = create(engine, service, run, script, &what).await?;
-    let options = AttachContainerOptions { stdin: true, stream: true, ..Default::default() };
-    let attached = engine.call(&what, client.attach_container(&removal.id, Some(options))).await?;
-    let started = client.start_container(&removal.id, None::<StartContainerOptions>);
-    if let Err(e) = engine.call(&what, started).await {
-        let no_shell = exec::says_no_shell(&e.to_string());
-        removal.now().await?;
-        return Err(if no_shell {
-            AdapterError::unsupported(format!("cannot {what}: its image has no `sh`"))
-        } else {
-            e
-        });
-    }
-    let container = find::inspect_id(engine, &removal.id).await?;
-    Ok(VolumeReader { engine: Arc::clone(engine), container, _alive: Mutex::new(attached.input), removal })
+    let script = IDLE.map(str::to_owned).to_vec();
+    let beside = Beside::create(engine, run, body(service, script), &what).await?;
+    let alive = beside.attach(&what).await?;
+    let beside = beside.start(&what).await.map_err(|e| match exec::says_no_shell(&e.to_string()) {
+        true => AdapterError::unsupported(format!("cannot {what}: its image has no `sh`")),
+        false => e,
+    })?;
+    let container = beside.inspect().await?;
+    Ok(VolumeReader { container, _alive: alive, beside })
 }
 
 impl VolumeReader {
@@ -72,7 +53,7 @@ impl VolumeReader {
     /// # Errors
     /// As those of [`ServiceRuntime::exec`](backup_core::runtime::ServiceRuntime::exec).
     pub async fn exec(&self, command: ExecCommand) -> Result<Execution, AdapterError> {
-        exec::exec(Arc::clone(&self.engine), &self.container, command).await
+        exec::exec(Arc::clone(self.beside.engine()), &self.container, command).await
     }
 
     /// Removes it, and waits for that.
@@ -80,7 +61,7 @@ impl VolumeReader {
     /// # Errors
     /// `Unavailable`, `Timeout`.
     pub async fn close(self) -> Result<(), AdapterError> {
-        self.removal.now().await
+        self.beside.close().await
     }
 }
 
@@ -89,18 +70,12 @@ pub(super) async fn shelf(
     engine: &Arc<Engine>,
     service: &ContainerInspectResponse,
     run: &RunId,
-) -> Result<Removal, AdapterError> {
+) -> Result<Beside, AdapterError> {
     let what = format!("read the volumes of container `{}`", name_of(service));
-    create(engine, service, run, vec!["none".to_owned()], &what).await
+    Beside::create(engine, run, body(service, vec!["none".to_owned()]), &what).await
 }
 
-async fn create(
-    engine: &Arc<Engine>,
-    service: &ContainerInspectResponse,
-    run: &RunId,
-    entrypoint: Vec<String>,
-    what: &str,
-) -> Result<Removal, AdapterError> {
+fn body(service: &ContainerInspectResponse, entrypoint: Vec<String>) -> ContainerCreateBody {
     let host = HostConfig {
         mounts: Some(mounts_of(service, true)),
         network_mode: Some("none".to_owned()),
@@ -112,7 +87,7 @@ async fn create(
         security_opt: Some(vec!["no-new-privileges".to_owned(), "label=disable".to_owned()]),
         ..Default::default()
     };
-    let body = ContainerCreateBody {
+    ContainerCreateBody {
         image: service.image.clone(),
         entrypoint: Some(entrypoint),
         cmd: Some(Vec::new()),
@@ -120,15 +95,9 @@ async fn create(
         attach_stdin: Some(true),
         open_stdin: Some(true),
         stdin_once: Some(true),
-        healthcheck: Some(HealthConfig { test: Some(vec!["NONE".to_owned()]), ..Default::default() }),
-        labels: Some(HashMap::from([(RUN_LABEL.to_owned(), run.to_string())])),
         host_config: Some(host),
         ..Default::default()
-    };
-    let client = engine.client().await?;
-    let request = client.create_container(None::<CreateContainerOptions>, body);
-    let id = engine.call(what, request).await?.id;
-    Ok(Removal::new(client, engine, id))
+    }
 }
 
 /// The service's mounts, by name. What it may only read stays so. Not `VolumesFrom`: that makes the service's anonymous volumes those of
@@ -155,50 +124,4 @@ pub(super) fn mounts_of(service: &ContainerInspectResponse, read_only: bool) -> 
         });
     }
     all
-}
-
-/// A container of ours that has to go.
-pub(super) struct Removal {
-    client: Docker,
-    engine: Arc<Engine>,
-    pub(super) id: String,
-    done: bool,
-}
-
-impl Removal {
-    pub(super) fn new(client: &Docker, engine: &Arc<Engine>, id: String) -> Self {
-        Self { client: client.clone(), engine: Arc::clone(engine), id, done: false }
-    }
-
-    pub(super) async fn now(mut self) -> Result<(), AdapterError> {
-        self.done = true;
-        self.engine.call("remove a container of ours", remove(&self.client, &self.id)).await.or_else(gone)
-    }
-}
-
-impl Drop for Removal {
-    fn drop(&mut self) {
-        if let (false, Ok(runtime)) = (self.done, tokio::runtime::Handle::try_current()) {
-            let (client, id) = (self.client.clone(), self.id.clone());
-            runtime.spawn(async move {
-                if let Err(e) = remove(&client, &id).await {
-                    tracing::debug!(error = %e, "a container of ours may be left");
-                }
-            });
-        }
-    }
-}
-
-pub(super) async fn remove(client: &Docker, id: &str) -> Result<(), bollard::errors::Error> {
-    // Its mounts are named, so that this removes only what its image declares and the service did not mount.
-    let options = RemoveContainerOptions { v: true, force: true, ..Default::default() };
-    client.remove_container(id, Some(options)).await
-}
-
-/// It is gone, or going: both is what was asked for.
-pub(super) fn gone(e: AdapterError) -> Result<(), AdapterError> {
-    match e.kind() {
-        AdapterErrorKind::NotFound | AdapterErrorKind::Conflict => Ok(()),
-        _ => Err(e),
-    }
 }

@@ -1,25 +1,18 @@
 //! A throw-away container with a service's image, command and environment, for a server that loads a copy of its data.
 
-use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use backup_core::runtime::ExitStatus;
 use backup_core::{AdapterError, RunId, Secret};
 use bollard::models::{
-    ContainerCreateBody, ContainerInspectResponse, HealthConfig, HostConfig, Mount, MountType, RestartPolicy,
-    RestartPolicyNameEnum,
+    ContainerCreateBody, ContainerInspectResponse, HostConfig, RestartPolicy, RestartPolicyNameEnum,
 };
-use bollard::query_parameters::{CreateContainerOptions, LogsOptions, StartContainerOptions};
-use futures::StreamExt as _;
 
-use super::engine::{Engine, one_line};
-use super::reader::{RUN_LABEL, Removal};
-use super::{DockerRuntime, find, lifecycle, name_of};
-
-/// How much of a log is kept for an error, in lines.
-const LOG_LINES: &str = "5";
+use super::beside::{Beside, bind};
+use super::engine::Engine;
+use super::{DockerRuntime, name_of};
 
 /// How a [`Twin`] differs from the service's container.
 #[derive(Debug, Clone, Default)]
@@ -37,13 +30,12 @@ pub struct TwinChange {
 /// Removed when this is dropped; what a killed process leaves is found by [`DockerRuntime::reclaim`].
 pub struct Twin {
     runtime: DockerRuntime,
-    engine: Arc<Engine>,
-    removal: Removal,
+    beside: Beside,
 }
 
 impl std::fmt::Debug for Twin {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Twin").field("id", &self.removal.id).finish_non_exhaustive()
+        f.debug_struct("Twin").field("id", &self.beside.id()).finish_non_exhaustive()
     }
 }
 
@@ -55,20 +47,12 @@ pub(super) async fn start(
     change: TwinChange,
 ) -> Result<Twin, AdapterError> {
     let what = format!("run a container like `{}` beside it", name_of(&service));
-    let client = engine.client().await?;
-    let request = client.create_container(None::<CreateContainerOptions>, body(service, run, change));
-    let id = engine.call(&what, request).await?.id;
-    let removal = Removal::new(client, engine, id);
-    let started = client.start_container(&removal.id, None::<StartContainerOptions>);
-    if let Err(e) = engine.call(&what, started).await {
-        removal.now().await?;
-        return Err(e);
-    }
-    let runtime = DockerRuntime { container: removal.id.clone(), engine: Arc::clone(engine) };
-    Ok(Twin { runtime, engine: Arc::clone(engine), removal })
+    let beside = Beside::create(engine, run, body(service, change), &what).await?.start(&what).await?;
+    let runtime = DockerRuntime { container: beside.id().to_owned(), engine: Arc::clone(engine) };
+    Ok(Twin { runtime, beside })
 }
 
-fn body(service: ContainerInspectResponse, run: &RunId, change: TwinChange) -> ContainerCreateBody {
+fn body(service: ContainerInspectResponse, change: TwinChange) -> ContainerCreateBody {
     let config = service.config.unwrap_or_default();
     let changed = |line: &String| {
         let name = line.split_once('=').map_or(line.as_str(), |(name, _)| name);
@@ -78,17 +62,11 @@ fn body(service: ContainerInspectResponse, run: &RunId, change: TwinChange) -> C
     env.extend(
         change.env.iter().filter_map(|(n, v)| v.as_ref().map(|value| format!("{n}={}", value.expose()))),
     );
-    let mount = |(host, inside): (PathBuf, String)| Mount {
-        typ: Some(MountType::BIND),
-        source: Some(host.display().to_string()),
-        target: Some(inside),
-        ..Default::default()
-    };
     let limits = service.host_config.unwrap_or_default();
     // Its neighbours are reachable by the same names; it has no name there itself.
     let network = limits.network_mode.filter(|m| m != "host" && m != "none" && !m.starts_with("container:"));
     let host = HostConfig {
-        mounts: Some(change.mounts.into_iter().map(mount).collect()),
+        mounts: Some(change.mounts.iter().map(|(host, inside)| bind(host, Path::new(inside))).collect()),
         network_mode: network,
         memory: limits.memory,
         nano_cpus: limits.nano_cpus,
@@ -105,8 +83,6 @@ fn body(service: ContainerInspectResponse, run: &RunId, change: TwinChange) -> C
         user: change.user.or(config.user),
         working_dir: config.working_dir,
         env: Some(env),
-        healthcheck: Some(HealthConfig { test: Some(vec!["NONE".to_owned()]), ..Default::default() }),
-        labels: Some(HashMap::from([(RUN_LABEL.to_owned(), run.to_string())])),
         host_config: Some(host),
         ..Default::default()
     }
@@ -121,13 +97,7 @@ impl Twin {
 
     /// The last lines of its log, on one line.
     pub async fn log(&self) -> String {
-        let Ok(client) = self.engine.client().await else { return String::new() };
-        let options =
-            LogsOptions { stdout: true, stderr: true, tail: LOG_LINES.to_owned(), ..Default::default() };
-        let lines = client.logs(&self.removal.id, Some(options)).filter_map(async |l| l.ok());
-        let text = lines.fold(String::new(), async |all, line| format!("{all}{line} "));
-        let text = tokio::time::timeout(Duration::from_secs(5), text).await.unwrap_or_default();
-        one_line(&text)
+        self.beside.log().await
     }
 
     /// Asks it to end, and kills it once `grace` has passed.
@@ -135,7 +105,7 @@ impl Twin {
     /// # Errors
     /// Those of the engine.
     pub async fn stop(&self, grace: Duration) -> Result<ExitStatus, AdapterError> {
-        lifecycle::stop(&self.engine, find::inspect_id(&self.engine, &self.removal.id).await?, grace).await
+        self.beside.stop(grace).await
     }
 
     /// Removes it, and waits for that.
@@ -143,6 +113,6 @@ impl Twin {
     /// # Errors
     /// `Unavailable`, `Timeout`.
     pub async fn close(self) -> Result<(), AdapterError> {
-        self.removal.now().await
+        self.beside.close().await
     }
 }

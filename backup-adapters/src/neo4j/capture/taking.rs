@@ -1,0 +1,263 @@
+//! The interruption: what is done to the server, and that it comes back.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use backup_core::runtime::{Interruption, InterruptionKind};
+use backup_core::{AdapterError, AdapterErrorKind, Evidence, OpContext};
+use tokio::time::Instant;
+
+use super::super::Neo4j;
+use super::super::mode::CaptureMode;
+use super::super::replica::{self, How};
+use super::super::server::{self, SYSTEM};
+use super::super::tools;
+use super::clones::clone_places;
+use super::taken::{Taken, What, list_dumps};
+use super::{COME_BACK, DATA, Found, TRANSACTIONS, blocking, phase, remove_all};
+use crate::tree::roots::{Root, RootKind};
+
+/// A capture at work.
+pub(super) struct Taking {
+    pub(super) neo4j: Neo4j,
+    pub(super) cx: OpContext,
+    pub(super) mode: CaptureMode,
+    pub(super) limit: Duration,
+    pub(super) found: Found,
+}
+
+impl Taking {
+    pub(super) async fn run(self) -> Result<Taken, AdapterError> {
+        match self.mode {
+            CaptureMode::StopDump => self.dump().await,
+            CaptureMode::StopCopy | CaptureMode::PauseCopy => self.copy(How::Copy).await,
+            CaptureMode::Clone | CaptureMode::Auto => self.copy(How::Reflink).await,
+        }
+    }
+
+    /// Stops the server; one that had to be killed is started again, to recover, and stopped once more.
+    async fn stop(&self, exit_codes: &mut BTreeMap<String, i64>) -> Result<Interruption, AdapterError> {
+        let (cx, grace) = (&self.cx, self.neo4j.stop_timeout);
+        for attempt in 1..=2 {
+            phase(cx, "stopping the server");
+            let deadline = Instant::now() + cx.remaining().unwrap_or(self.limit).min(self.limit);
+            let kind = InterruptionKind::Stop { grace };
+            let runtime = std::sync::Arc::new(self.neo4j.server.docker.clone());
+            let mut stopped = Interruption::begin(runtime, cx.interruption(), kind, deadline).await?;
+            let exit = stopped.exit_status();
+            if let Some(code) = exit.and_then(|e| e.code) {
+                exit_codes.insert("neo4j".to_owned(), code);
+            }
+            if !exit.is_some_and(|e| e.killed) {
+                return Ok(stopped);
+            }
+            stopped.end().await?;
+            if attempt == 1 {
+                cx.warn(format!(
+                    "{} did not end within {} s and was killed: it is started to recover, and stopped once more",
+                    self.neo4j.server,
+                    grace.as_secs()
+                ));
+                drop(self.neo4j.server.wait(cx, COME_BACK).await?);
+            }
+        }
+        Err(AdapterError::new(
+            AdapterErrorKind::Conflict,
+            format!(
+                "{} does not end within {} s (`stop_timeout`): it was killed twice, and runs again",
+                self.neo4j.server,
+                grace.as_secs()
+            ),
+        ))
+    }
+
+    /// Freezes the server. Control groups of version 1 cannot always at the first attempt, while processes come and go.
+    async fn pause(&self, deadline: Instant) -> Result<Interruption, AdapterError> {
+        let mut attempt = 1;
+        loop {
+            let runtime = std::sync::Arc::new(self.neo4j.server.docker.clone());
+            let cx = self.cx.interruption();
+            match Interruption::begin(runtime, cx, InterruptionKind::Pause, deadline).await {
+                Err(e) if e.kind() == AdapterErrorKind::Other && attempt < 3 => attempt += 1,
+                done => return done,
+            }
+        }
+    }
+
+    async fn dump(self) -> Result<Taken, AdapterError> {
+        let (server, cx) = (&self.neo4j.server, &self.cx);
+        let files = tools::open_folder(cx.spool.join("dumps")).await?;
+        // Ready before the server goes down.
+        let helper = tools::beside(server, cx, &self.found.places, self.found.major(), &files).await?;
+        let names: Vec<String> = match &self.found.facts {
+            Some(facts) => facts.databases.iter().map(|d| d.name.clone()).collect(),
+            None => Vec::new(),
+        };
+        let mut exit_codes = BTreeMap::new();
+        let mut stopped = match self.stop(&mut exit_codes).await {
+            Ok(stopped) => stopped,
+            Err(e) => {
+                helper.close().await?;
+                return Err(e);
+            }
+        };
+        let from = cx.clock.now();
+        let began = Instant::now();
+        phase(cx, "dumping its databases");
+        let dumped = async {
+            for arguments in tools::dump(self.found.major(), &names) {
+                let code = tools::admin(&helper, cx, &arguments).await?;
+                exit_codes.insert("neo4j-admin".to_owned(), code);
+            }
+            Ok::<_, AdapterError>(())
+        };
+        let dumped = dumped.await;
+        let to = cx.clock.now();
+        let closed = helper.close().await;
+        let (interruption, after, warnings) = self.back(&mut stopped, began).await?;
+        dumped?;
+        closed?;
+        let found = blocking(move || list_dumps(&files)).await?;
+        for name in names.iter().chain([&SYSTEM.to_owned()]) {
+            if !found.iter().any(|(n, _, _)| n == name) {
+                let what = format!("`neo4j-admin` made no dump of database `{name}`");
+                return Err(AdapterError::corrupt(what));
+            }
+        }
+        Ok(Taken {
+            mode: self.mode,
+            found: self.found,
+            what: What::Dumps(found),
+            remove: Vec::new(),
+            from,
+            to,
+            interruption,
+            exit_codes,
+            after,
+            warnings,
+        })
+    }
+
+    async fn copy(self, how: How) -> Result<Taken, AdapterError> {
+        let (cx, places) = (&self.cx, self.found.places.clone());
+        let bases = match how {
+            How::Reflink => clone_places(&places, cx),
+            How::Copy => vec![cx.spool.join("copy")],
+        };
+        let (made, flushed) = (bases.clone(), places.clone());
+        blocking(move || {
+            for base in &made {
+                replica::remove(base)?;
+                replica::make_private(base)?;
+            }
+            // What was written and is not on the disk yet would be written while the service stands still.
+            for dir in [&flushed.data, &flushed.transactions] {
+                backup_core::keep_aside::sync_file_system(dir)
+                    .map_err(|e| AdapterError::io("cannot flush the file system of Neo4j", e))?;
+            }
+            Ok(())
+        })
+        .await?;
+        let taken = self.copy_into(how, bases.clone()).await;
+        if taken.is_err() {
+            // The first error tells more; what is left is found by the run's id.
+            let _second = remove_all(bases).await;
+        }
+        taken
+    }
+
+    async fn copy_into(self, how: How, bases: Vec<PathBuf>) -> Result<Taken, AdapterError> {
+        let (cx, places) = (&self.cx, self.found.places.clone());
+        let mut exit_codes = BTreeMap::new();
+        let from = cx.clock.now();
+        let mut began = Instant::now();
+        let mut interruption = if self.mode == CaptureMode::StopCopy {
+            let stopped = self.stop(&mut exit_codes).await?;
+            began = Instant::now();
+            stopped
+        } else {
+            phase(cx, "pausing the server");
+            let deadline = began + cx.remaining().unwrap_or(self.limit).min(self.limit);
+            self.pause(deadline).await?
+        };
+        phase(cx, if how == How::Reflink { "cloning its files" } else { "copying its files" });
+        let ends = Instant::now() + interruption.remaining();
+        let (alive_cx, targets) = (cx.clone(), bases.clone());
+        let copied = blocking(move || {
+            let alive = move || {
+                alive_cx.check_alive()?;
+                if Instant::now() < ends {
+                    return Ok(());
+                }
+                let what = "the copy takes longer than the service may be interrupted (`max_interruption`)";
+                Err(AdapterError::new(AdapterErrorKind::Timeout, what))
+            };
+            let data = targets.first().cloned().unwrap_or_default();
+            let logs = targets.last().cloned().unwrap_or_default();
+            let except = [places.transactions.clone(), places.data.join("dumps")];
+            replica::copy(&places.data, &data.join(DATA), &except, how, &alive)?;
+            let (from, to) = (&places.transactions, logs.join(TRANSACTIONS));
+            replica::copy(from, &to, &[], how, &alive)?;
+            let root =
+                |path: PathBuf, member: &str| Root { path, member: member.to_owned(), kind: RootKind::Dir };
+            Ok(vec![root(data.join(DATA), DATA), root(to, TRANSACTIONS)])
+        })
+        .await;
+        let to = cx.clock.now();
+        let (lasted, after, warnings) = self.back(&mut interruption, began).await?;
+        let roots = copied?;
+        Ok(Taken {
+            mode: self.mode,
+            found: self.found,
+            what: What::Files(roots, bases.clone()),
+            remove: bases,
+            from,
+            to,
+            interruption: lasted,
+            exit_codes,
+            after,
+            warnings,
+        })
+    }
+
+    /// Ends the interruption, and waits until the server answers. How long it did not, and what it counts now.
+    async fn back(
+        &self,
+        interruption: &mut Interruption,
+        began: Instant,
+    ) -> Result<(Duration, Option<Evidence>, Vec<String>), AdapterError> {
+        let (server, cx) = (&self.neo4j.server, &self.cx);
+        let mut lasted = interruption.end().await?;
+        let Some(facts) = &self.found.facts else { return Ok((lasted, None, Vec::new())) };
+        // Also if the capture was cancelled or has used its time up: what it did to the service is seen through.
+        let mut calm = cx.clone();
+        calm.cancel = tokio_util::sync::CancellationToken::new();
+        calm.deadline = Some(Instant::now() + COME_BACK);
+        let stopped = self.mode == CaptureMode::StopDump || self.mode == CaptureMode::StopCopy;
+        if stopped {
+            phase(cx, "waiting for the server to answer");
+        }
+        let counted = async {
+            let mut bolt = server.wait(&calm, COME_BACK).await?;
+            // A stop lasts until the server answers again, not until its container runs.
+            let answered = began.elapsed();
+            let after = server::evidence(&calm, &mut bolt, &facts.databases).await?;
+            bolt.close(&calm).await;
+            Ok::<_, AdapterError>((answered, after))
+        };
+        match counted.await {
+            Ok((answered, after)) => {
+                if stopped {
+                    lasted = lasted.max(answered);
+                }
+                Ok((lasted, Some(after), Vec::new()))
+            }
+            Err(e) => {
+                let what = format!("after the capture, {server} could not be asked: {e}");
+                cx.warn(what.clone());
+                Ok((lasted, None, vec![what]))
+            }
+        }
+    }
+}

@@ -1,0 +1,58 @@
+//! Counting what was restored.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+
+use backup_core::{AdapterError, AdapterErrorKind, Evidence, OpContext, RestoreTarget};
+
+use super::super::Neo4j;
+use super::super::capture::{DATA, blocking};
+use super::super::proof::{self, Subject};
+use super::super::{places, server};
+use super::exchange::Done;
+use super::record::read_record;
+use super::{IMAGE, failed};
+
+pub(in crate::neo4j) async fn probe(
+    neo4j: &Neo4j,
+    cx: &OpContext,
+    target: &RestoreTarget,
+) -> Result<Evidence, AdapterError> {
+    let dir = match target {
+        RestoreTarget::Live => return probe_live(neo4j, cx).await,
+        RestoreTarget::Dir(dir) => dir,
+        RestoreTarget::Scratch(scratch) => &scratch.dir,
+        _ => return Err(AdapterError::unsupported("Neo4j cannot be counted there")),
+    };
+    places::same_host(&neo4j.server)?;
+    let data = dir.join(DATA);
+    let looked = data.clone();
+    let owner = blocking(move || {
+        fs::metadata(&looked).map(|m| (m.uid(), m.gid())).map_err(failed("look at", &looked))
+    });
+    let (uid, gid) = owner.await?;
+    let image = match places::inspect(&neo4j.server, cx).await {
+        Ok(_) => None,
+        Err(e) if e.kind() == AdapterErrorKind::NotFound => read_record::<String>(&dir.join(IMAGE)).await?,
+        Err(e) => return Err(e),
+    };
+    let user = format!("{uid}:{gid}");
+    let subject = Subject { data, transactions: None, user, image, major: 5, home: None };
+    proof::prove(&neo4j.server, cx, &subject, true).await
+}
+
+async fn probe_live(neo4j: &Neo4j, cx: &OpContext) -> Result<Evidence, AdapterError> {
+    let counted = async {
+        let mut bolt = neo4j.server.connect(cx).await?;
+        let databases = server::databases(cx, &mut bolt).await?;
+        let evidence = server::evidence(cx, &mut bolt, &databases).await;
+        bolt.close(cx).await;
+        evidence
+    };
+    // Writers may have gone on since: what this very run has restored was counted when it came up.
+    let done = read_record::<Done>(&cx.kept.join(format!("{}.done.json", cx.run_id))).await?;
+    match done {
+        Some(done) => Ok(done.evidence),
+        None => counted.await,
+    }
+}
