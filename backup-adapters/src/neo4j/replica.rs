@@ -228,13 +228,12 @@ pub(super) fn remove(path: &Path) -> Result<(), AdapterError> {
 /// Makes a private directory that must not exist.
 pub(super) fn make_private(path: &Path) -> Result<(), AdapterError> {
     use std::os::unix::fs::DirBuilderExt;
-    fs::DirBuilder::new().mode(0o700).create(path).map_err(|e| {
-        let kind = if e.kind() == io::ErrorKind::AlreadyExists {
-            AdapterErrorKind::Conflict
-        } else {
-            AdapterErrorKind::Other
-        };
-        AdapterError::new(kind, format!("cannot create `{}`", path.display())).with_source(e)
+    fs::DirBuilder::new().mode(0o700).create(path).map_err(|e| match e.kind() {
+        io::ErrorKind::AlreadyExists => {
+            let what = format!("cannot create `{}`", path.display());
+            AdapterError::new(AdapterErrorKind::Conflict, what).with_source(e)
+        }
+        _ => failed("create", path)(e),
     })
 }
 

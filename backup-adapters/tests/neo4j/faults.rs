@@ -33,7 +33,7 @@ impl EventSink for Silent {
 }
 
 /// As another process that finds the journal.
-async fn bring_back(graph: &Graph, cx: &OpContext) {
+pub(crate) async fn bring_back(graph: &Graph, cx: &OpContext) {
     let adapter = graph.adapter("");
     let mut next = cx.clone();
     next.events = Arc::new(Silent);
@@ -45,9 +45,9 @@ async fn bring_back(graph: &Graph, cx: &OpContext) {
     graph.wait_until_up();
 }
 
-/// Each phase of a capture: the server comes back, nothing is left, and the next capture works.
-async fn captures_killed(graph: &Graph, mode: &str, phases: &[&'static str]) {
-    let adapter = graph.adapter(&format!("capture = '{mode}'"));
+/// Each phase of a capture: the server comes back, nothing is left, and the next capture works. What was reclaimed.
+async fn captures_killed(graph: &Graph, mode: &str, phases: &[&'static str]) -> Vec<String> {
+    let (adapter, mut left) = (graph.adapter(&format!("capture = '{mode}'")), Vec::new());
     let before = graph.content();
     for phase in phases {
         let bench = bench();
@@ -56,11 +56,12 @@ async fn captures_killed(graph: &Graph, mode: &str, phases: &[&'static str]) {
         let died = AssertUnwindSafe(adapter.open(&cx)).catch_unwind().await;
         assert!(!matches!(died, Ok(Ok(_))), "{mode}: it never got to `{phase}`");
         bring_back(graph, &cx).await;
-        adapter.reclaim(&bench.cx(), std::slice::from_ref(&cx.run_id)).await.unwrap();
+        left.extend(adapter.reclaim(&bench.cx(), std::slice::from_ref(&cx.run_id)).await.unwrap());
         assert!(adapter.reclaim(&bench.cx(), &[cx.run_id]).await.unwrap().is_empty());
         assert_eq!(graph.content(), before, "{mode} killed in `{phase}`");
     }
     captured(&*adapter).await.unwrap_or_else(|e| panic!("{mode}: {}", chain(&e)));
+    left
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -79,7 +80,9 @@ async fn a_clone_killed_in_each_phase() {
     let data = xfs.folder("data");
     let graph = Graph::over(&data);
     graph.seed("page", 50);
-    captures_killed(&graph, "clone", &["pausing the server", "cloning its files"]).await;
+    let reclaimed = captures_killed(&graph, "clone", &["pausing the server", "cloning its files"]).await;
+    let clones = reclaimed.iter().filter(|r| r.contains("a clone of a dead run")).count();
+    assert_eq!(clones, 2, "{reclaimed:?}");
     let left: Vec<_> = std::fs::read_dir(&data).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert!(left.iter().all(|n| !n.to_string_lossy().contains("clone")), "{left:?}");
 }

@@ -2,6 +2,7 @@
 #![cfg(feature = "neo4j")]
 #![expect(clippy::unwrap_used, reason = "helpers of tests, too, fail by panicking")]
 
+mod accidents;
 mod capture;
 mod conformance;
 mod faults;

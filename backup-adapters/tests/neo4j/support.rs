@@ -164,7 +164,7 @@ impl Drop for Xfs {
     }
 }
 
-fn run(program: &str, args: &[&str]) {
+pub(crate) fn run(program: &str, args: &[&str]) {
     let done = Command::new(program).args(args).output();
     let done = done.unwrap_or_else(|e| panic!("{program} (scripts/test installs it): {e}"));
     assert!(done.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&done.stderr));

@@ -116,7 +116,7 @@ impl Taking {
         let to = cx.clock.now();
         let closed = helper.close().await;
         let (interruption, after, warnings) = self.back(&mut stopped, began).await?;
-        dumped?;
+        dumped.map_err(|e| self.explain(e))?;
         closed?;
         let found = blocking(move || list_dumps(&files)).await?;
         for name in names.iter().chain([&SYSTEM.to_owned()]) {
@@ -137,6 +137,18 @@ impl Taking {
             after,
             warnings,
         })
+    }
+
+    /// `neo4j-admin` does not say why it cannot dump what a crash left.
+    fn explain(&self, e: AdapterError) -> AdapterError {
+        if self.found.facts.is_some() || e.kind() != AdapterErrorKind::Other {
+            return e;
+        }
+        let what = format!(
+            "{} does not run, and what it left cannot be dumped: if it did not end cleanly, start it once, to recover",
+            self.neo4j.server
+        );
+        AdapterError::new(AdapterErrorKind::Conflict, what).with_source(e)
     }
 
     async fn copy(self, how: How) -> Result<Taken, AdapterError> {

@@ -1,0 +1,249 @@
+//! SIGKILL of the real binary, and of its whole process group, in each phase of a capture of Neo4j: the server runs again
+//! soon, nothing is left beside it, and the next run makes a good backup.
+
+use std::io::{BufRead, BufReader};
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process_group};
+use serde_json::Value;
+
+const IMAGE: &str = "backup-test/neo4j:5";
+const PASSWORD: &str = "canary-88b1-hunter2";
+
+/// How long the container may not run once the run is dead. The watchdog looks five times a second; a stop that was
+/// ordered is seen through first.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// How long the server may then take to answer, on a machine that is busy.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+fn docker(args: &[&str]) -> Output {
+    Command::new("docker").args(args).stdin(Stdio::null()).output().unwrap()
+}
+
+#[track_caller]
+fn text(done: &Output) -> String {
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    String::from_utf8_lossy(&done.stdout).trim().to_owned()
+}
+
+#[track_caller]
+fn until(what: &str, limit: Duration, mut reached: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !reached() {
+        assert!(start.elapsed() < limit, "{what}: not within {limit:?}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// A server over an XFS of its own, where files can be cloned, and a configuration of it.
+struct Host {
+    dir: tempfile::TempDir,
+    name: String,
+}
+
+/// A run that is dead at the latest when this is dropped.
+struct Run(Child);
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        let _gone = self.0.kill();
+        let _gone = self.0.wait();
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        docker(&["unpause", &self.name]);
+        docker(&["rm", "-fv", &self.name]);
+        // A container that is just going may still use it.
+        Command::new("umount").arg("-l").arg(self.mounted()).output().unwrap();
+    }
+}
+
+impl Host {
+    fn new(what: &str) -> Self {
+        let name = format!("backup-test-{}-neo4j-{what}", std::process::id());
+        let host = Self { dir: tempfile::tempdir().unwrap(), name };
+        let image = host.path("image");
+        std::fs::File::create(&image).unwrap().set_len(1 << 30).unwrap();
+        std::fs::create_dir(host.mounted()).unwrap();
+        for (program, args) in [("mkfs.xfs", &["-q", "-m", "reflink=1"][..]), ("mount", &["-o", "loop"])] {
+            let mut command = Command::new(program);
+            command.args(args).arg(&image);
+            if program == "mount" {
+                command.arg(host.mounted());
+            }
+            text(&command.output().unwrap());
+        }
+        std::fs::create_dir(host.data()).unwrap();
+        std::os::unix::fs::chown(host.data(), Some(7474), Some(7474)).unwrap();
+        let label = format!("backup-test={}", std::process::id());
+        let volume = format!("{}:/data", host.data().display());
+        let auth = format!("NEO4J_AUTH=neo4j/{PASSWORD}");
+        let settings = [
+            "server_memory_heap_max__size=256m",
+            "server_memory_pagecache_size=64m",
+            "db_tx__log_preallocate=false",
+            // It ends at once: else it waits 10 s for clients that there are none of.
+            "server_config_strict__validation_enabled=false",
+            "internal_server_bolt_thread__pool__shutdown__wait__time=100ms",
+        ]
+        .map(|s| format!("NEO4J_{s}"));
+        let mut args = vec!["run", "-d", "--name", &host.name, "--label", &label, "-v", &volume, "-e", &auth];
+        settings.iter().for_each(|s| args.extend(["-e", s]));
+        args.push(IMAGE);
+        text(&docker(&args));
+        until("the server", PATIENCE, || host.cypher("RETURN 1").status.success());
+        text(&host.cypher("UNWIND range(1, 500) AS i CREATE (:Page {id: i})-[:LINKS]->(:Page)"));
+        host
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn mounted(&self) -> PathBuf {
+        self.path("mounted")
+    }
+
+    fn data(&self) -> PathBuf {
+        self.mounted().join("data")
+    }
+
+    fn configure(&self, mode: &str) {
+        let config = format!(
+            "state_dir = 'state'\nstore.url = 'store'\n[intervals.often]\nservices = ['neo4j']\nkeep = 2\n\
+             [services.neo4j]\nkind = 'neo4j'\ncontainer = '{}'\npassword = {{ env = 'CANARY' }}\ncapture = '{mode}'\n",
+            self.name
+        );
+        std::fs::write(self.path("backup.toml"), config).unwrap();
+        self.ok(&["init"]);
+    }
+
+    fn cypher(&self, query: &str) -> Output {
+        let password = format!("NEO4J_PASSWORD={PASSWORD}");
+        docker(&["exec", "-e", &password, &self.name, "cypher-shell", query])
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(assert_cmd::cargo::cargo_bin!("backup"));
+        command.args(args).current_dir(self.dir.path()).env_clear().stdin(Stdio::null());
+        command.env("CANARY", PASSWORD).env("PATH", std::env::var_os("PATH").unwrap());
+        command
+    }
+
+    #[track_caller]
+    fn ok(&self, args: &[&str]) -> String {
+        text(&self.command(args).output().unwrap())
+    }
+
+    /// Starts a run in a process group of its own, and waits until it says that it begins `phase`.
+    fn run_to(&self, phase: &str) -> Run {
+        let mut command = self.command(&["--json", "run", "often"]);
+        command.stdout(Stdio::piped()).stderr(Stdio::null()).process_group(0);
+        let mut run = Run(command.spawn().unwrap());
+        let mut said = BufReader::new(run.0.stdout.take().unwrap()).lines();
+        let begins = |line: &str| {
+            let event: Value = serde_json::from_str(line).unwrap();
+            event["event"] == "phase" && event["phase"] == phase
+        };
+        assert!(said.any(|line| begins(&line.unwrap())), "`{phase}` never began");
+        // Nobody reads the rest; it must not break off because of that.
+        std::thread::spawn(move || said.for_each(drop));
+        run
+    }
+
+    fn journal(&self) -> usize {
+        let files = std::fs::read_dir(self.path("state/interruptions")).into_iter().flatten();
+        files.filter(|f| f.as_ref().is_ok_and(|f| f.path().extension().is_some_and(|e| e == "json"))).count()
+    }
+
+    fn runs(&self) -> bool {
+        let state = docker(&["inspect", "-f", "{{.State.Running}} {{.State.Paused}}", &self.name]);
+        text(&state) == "true false"
+    }
+
+    fn count(&self) -> String {
+        let count = self.cypher("MATCH (n) RETURN count(n)");
+        String::from_utf8_lossy(&count.stdout).lines().last().unwrap_or_default().to_owned()
+    }
+
+    fn good(&self) -> usize {
+        let listed = self.ok(&["list", "--all", "--json"]);
+        let lines = listed.lines().map(|l| serde_json::from_str::<Value>(l).unwrap());
+        lines.filter(|l| l["event"] == "backup" && l["state"] == "good").count()
+    }
+
+    /// One kill, and all that must hold afterwards.
+    fn round(&self, mode: &str, phase: &str, whole_group: bool) {
+        let what = format!("{mode} killed in `{phase}`{}", if whole_group { ", with its group" } else { "" });
+        let before = self.good();
+        let mut run = self.run_to(phase);
+        if whole_group {
+            let group = Pid::from_raw(i32::try_from(run.0.id()).unwrap()).unwrap();
+            kill_process_group(group, Signal::KILL).unwrap();
+        } else {
+            run.0.kill().unwrap();
+        }
+        run.0.wait().unwrap();
+        until(&what, DEADLINE, || self.journal() == 0 && self.runs());
+        until(&what, PATIENCE, || self.count() == "1000");
+        assert_eq!(self.good(), before, "{what}: a backup of a dead run");
+        self.ok(&["run", "often"]);
+        assert_eq!(self.good(), (before + 1).min(2), "{what}");
+        assert!(self.runs(), "{what}");
+        self.assert_tidy(&what);
+    }
+
+    /// No clone, and no container but the server's over its data.
+    fn assert_tidy(&self, what: &str) {
+        for dir in [self.mounted(), self.data()] {
+            let names = |dir: &Path| -> Vec<String> {
+                let entries = std::fs::read_dir(dir).unwrap();
+                entries.map(|e| e.unwrap().file_name().to_string_lossy().into_owned()).collect()
+            };
+            assert!(!names(&dir).iter().any(|n| n.contains("clone")), "{what}: {:?}", names(&dir));
+        }
+        let volume = format!("volume={}", self.data().display());
+        let over = text(&docker(&["ps", "-a", "--format", "{{.Names}}", "--filter", &volume]));
+        assert_eq!(over, self.name, "{what}");
+    }
+}
+
+#[test]
+#[ignore = "needs Docker and root"]
+fn captures_of_neo4j_killed_in_each_phase() {
+    let host = Host::new("kills");
+    for (mode, phases) in [
+        ("clone", &["pausing the server", "cloning its files"][..]),
+        ("stop-dump", &["stopping the server", "dumping its databases", "waiting for the server to answer"]),
+    ] {
+        host.configure(mode);
+        for phase in phases {
+            for whole_group in [false, true] {
+                host.round(mode, phase, whole_group);
+            }
+        }
+    }
+}
+
+/// The second finds the service taken, and leaves it alone; the first is not disturbed.
+#[test]
+#[ignore = "needs Docker and root"]
+fn two_runs_over_one_neo4j_do_not_meet() {
+    let host = Host::new("two");
+    host.configure("stop-dump");
+    let mut first = host.run_to("stopping the server");
+    let second = host.command(&["run", "often"]).output().unwrap();
+    let told = String::from_utf8_lossy(&second.stderr).into_owned();
+    assert!(!second.status.success(), "{told}");
+    assert!(told.contains("neo4j") && told.contains("at work"), "{told}");
+    assert!(first.0.wait().unwrap().success());
+    assert_eq!((host.good(), host.journal(), host.runs()), (1, 0, true));
+    assert_eq!(host.count(), "1000");
+    host.assert_tidy("two runs");
+}
