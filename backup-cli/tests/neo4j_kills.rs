@@ -35,7 +35,8 @@ fn until(what: &str, limit: Duration, mut reached: impl FnMut() -> bool) {
     let start = Instant::now();
     while !reached() {
         assert!(start.elapsed() < limit, "{what}: not within {limit:?}");
-        std::thread::sleep(Duration::from_millis(20));
+        // Each question starts a program, and there are few processors.
+        std::thread::sleep(Duration::from_millis(200));
     }
 }
 
@@ -116,7 +117,7 @@ impl Host {
 
     fn configure(&self, mode: &str) {
         let config = format!(
-            "state_dir = 'state'\nstore.url = 'store'\n[intervals.often]\nservices = ['neo4j']\nkeep = 2\n\
+            "state_dir = 'state'\nstore.url = 'store-{mode}'\n[intervals.often]\nservices = ['neo4j']\nkeep = 2\n\
              [services.neo4j]\nkind = 'neo4j'\ncontainer = '{}'\npassword = {{ env = 'CANARY' }}\ncapture = '{mode}'\n",
             self.name
         );
@@ -231,7 +232,7 @@ fn captures_of_neo4j_killed_in_each_phase() {
     }
 }
 
-/// The second finds the service taken, and leaves it alone; the first is not disturbed.
+/// The second finds the service taken, and waits until the first is done.
 #[test]
 #[ignore = "needs Docker and root"]
 fn two_runs_over_one_neo4j_do_not_meet() {
@@ -240,10 +241,9 @@ fn two_runs_over_one_neo4j_do_not_meet() {
     let mut first = host.run_to("stopping the server");
     let second = host.command(&["run", "often"]).output().unwrap();
     let told = String::from_utf8_lossy(&second.stderr).into_owned();
-    assert!(!second.status.success(), "{told}");
-    assert!(told.contains("neo4j") && told.contains("at work"), "{told}");
+    assert!(second.status.success() && told.contains("waiting"), "{told}");
     assert!(first.0.wait().unwrap().success());
-    assert_eq!((host.good(), host.journal(), host.runs()), (1, 0, true));
+    assert_eq!((host.good(), host.journal(), host.runs()), (2, 0, true));
     assert_eq!(host.count(), "1000");
     host.assert_tidy("two runs");
 }

@@ -108,11 +108,11 @@ pub(super) async fn open(neo4j: &Neo4j, cx: &OpContext) -> Result<BackupSource, 
             return Err(e);
         }
     }
-    if mode != CaptureMode::Clone {
-        room(cx, mode, bytes)?;
+    if mode != CaptureMode::Clone && !cx.force {
+        lacks_room(cx, mode, bytes)?;
     }
     let warnings = std::mem::take(&mut found.warnings);
-    let taking = Taking { neo4j: neo4j.clone(), cx: cx.clone(), mode, limit, found };
+    let taking = Taking { neo4j: neo4j.clone(), cx: cx.clone(), mode, limit, bytes, found };
     // It ends the interruption, and must get to that even if nobody waits any more.
     #[expect(
         clippy::disallowed_methods,
@@ -125,20 +125,20 @@ pub(super) async fn open(neo4j: &Neo4j, cx: &OpContext) -> Result<BackupSource, 
     Ok(taken.source(cx, warnings, bytes))
 }
 
-/// What is copied or dumped while the server is down goes to the spool.
-fn room(cx: &OpContext, mode: CaptureMode, bytes: u64) -> Result<(), AdapterError> {
+/// What is copied or dumped while the server is down goes to the spool: says what room it lacks.
+fn lacks_room(cx: &OpContext, mode: CaptureMode, bytes: u64) -> Result<(), AdapterError> {
     // A dump is compressed; by how much is known afterwards.
     let needed = if mode == CaptureMode::StopDump { bytes / 2 } else { bytes };
     let free = backup_core::keep_aside::free_space(&cx.spool)
         .map_err(|e| AdapterError::io("cannot look at the free space of the spool", e))?;
-    if free >= needed || cx.force {
+    if free >= needed {
         return Ok(());
     }
     Err(AdapterError::new(
         AdapterErrorKind::NoSpace,
         format!(
             "`{mode}` may need {} MiB in `{}`, where {} MiB are free: set `state_dir` to a larger disk, or use `clone`",
-            needed >> 20,
+            needed.div_ceil(1 << 20),
             cx.spool.display(),
             free >> 20
         ),

@@ -40,7 +40,8 @@ pub(crate) fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
     let until = Instant::now() + PATIENCE;
     while !done() {
         assert!(Instant::now() < until, "waited in vain for {what}");
-        std::thread::sleep(Duration::from_millis(50));
+        // Each question may start a program, and there are few processors.
+        std::thread::sleep(Duration::from_millis(200));
     }
 }
 
@@ -69,7 +70,7 @@ impl Writer {
                     }
                     Err(_) => {
                         // It may have got another address.
-                        std::thread::sleep(Duration::from_millis(20));
+                        std::thread::sleep(Duration::from_millis(100));
                         let found = Command::new("docker")
                             .args([
                                 "inspect",

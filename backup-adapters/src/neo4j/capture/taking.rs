@@ -15,7 +15,7 @@ use super::super::server::{self, SYSTEM};
 use super::super::tools;
 use super::clones::clone_places;
 use super::taken::{Taken, What, list_dumps};
-use super::{COME_BACK, DATA, Found, TRANSACTIONS, blocking, phase, remove_all};
+use super::{COME_BACK, DATA, Found, TRANSACTIONS, blocking, lacks_room, phase, remove_all};
 use crate::tree::roots::{Root, RootKind};
 
 /// A capture at work.
@@ -24,6 +24,8 @@ pub(super) struct Taking {
     pub(super) cx: OpContext,
     pub(super) mode: CaptureMode,
     pub(super) limit: Duration,
+    /// What its data occupies.
+    pub(super) bytes: u64,
     pub(super) found: Found,
 }
 
@@ -139,9 +141,15 @@ impl Taking {
         })
     }
 
-    /// `neo4j-admin` does not say why it cannot dump what a crash left.
+    /// `neo4j-admin` does not say why it cannot dump: the disk is full, or a crash left what it has to.
     fn explain(&self, e: AdapterError) -> AdapterError {
-        if self.found.facts.is_some() || e.kind() != AdapterErrorKind::Other {
+        if e.kind() != AdapterErrorKind::Other {
+            return e;
+        }
+        if let Err(full) = lacks_room(&self.cx, self.mode, self.bytes) {
+            return AdapterError::new(full.kind(), full.to_string()).with_source(e);
+        }
+        if self.found.facts.is_some() {
             return e;
         }
         let what = format!(
