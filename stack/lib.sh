@@ -118,13 +118,14 @@ choose_stack() {
 }
 
 # Docker Compose for the stack that was chosen: the plugin, else the older program, which is installed if there is neither.
+# STACK_COMPOSE names a file that adds to compose.yaml.
 compose() {
     local program=(docker compose)
     if ! docker compose version >/dev/null 2>&1; then
         install_missing docker-compose docker-compose
         program=(docker-compose)
     fi
-    "${program[@]}" --project-name "$STACK_NAME" --file "$stack_dir/compose.yaml" --env-file "$env_file" "$@"
+    "${program[@]}" --project-name "$STACK_NAME" --file "$stack_dir/compose.yaml" ${STACK_COMPOSE:+--file "$STACK_COMPOSE"} --env-file "$env_file" "$@"
 }
 
 # Bytes of a size such as 10MB or 1GB, as whole megabytes (10^6 bytes).

@@ -3,6 +3,7 @@
 
     writer.py neo4j|weaviate ADDRESS FILE    a line for each: its number, and the milliseconds since the one before
     writer.py gap FILE [FROM]                the longest of those after line FROM
+    writer.py found ADDRESS                  how many of them a Weaviate server has, and the number of the last one
 
 Numbers begin with 1. A write that fails is tried again, with the same number. The password is in NEO4J_PASSWORD or
 WEAVIATE_API_KEY. Only Python's own library."""
@@ -62,6 +63,21 @@ def write(kind, address, file):
             time.sleep(0.005)
 
 
+def found(address):
+    # The objects themselves: an index may know of one that was written during a backup and is not in it.
+    numbers, after = [], ""
+    word = {"Authorization": "Bearer " + os.environ["WEAVIATE_API_KEY"]}
+    connection = http.client.HTTPConnection(urllib.parse.urlsplit(address).netloc, timeout=30)
+    while True:
+        connection.request("GET", f"/v1/objects?class=WriterPages&limit=1000&after={after}", headers=word)
+        page = json.loads(connection.getresponse().read())["objects"]
+        if not page:
+            break
+        numbers += [one["properties"]["n"] for one in page]
+        after = page[-1]["id"]
+    print(len(set(numbers)), max(numbers))
+
+
 def gap(file, start=0):
     with open(file, encoding="ascii") as lines:
         print(max(int(line.split()[1]) for line in list(lines)[int(start):] if line.endswith("\n")))
@@ -69,5 +85,7 @@ def gap(file, start=0):
 
 if sys.argv[1] == "gap":
     gap(*sys.argv[2:])
+elif sys.argv[1] == "found":
+    found(sys.argv[2])
 else:
     write(*sys.argv[1:])

@@ -127,14 +127,34 @@ impl Drop for Volume {
     }
 }
 
-/// A volume with options is mounted only while it is used: its path on the host is another directory, or an empty one.
+/// As Compose files place volumes on a disk of their own.
+#[tokio::test]
+#[ignore = "needs Docker"]
+async fn a_volume_that_is_a_folder_of_this_host_is_read_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let volume = Volume(unique("v"));
+    let device = format!("device={}", folder.path().display());
+    docker(&["volume", "create", "-o", "type=none", "-o", "o=bind", "-o", &device, &volume.0]);
+    let mount = format!("{}:/near", volume.0);
+    let c = Container::with(&["--entrypoint", "sleep", "-v", &mount], &["infinity"]);
+    let here = Some(folder.path().join("file"));
+    assert_eq!(c.runtime().volume_path(Path::new("/near/file")).await.unwrap(), here);
+    docker(&["stop", "-t", "0", &c.name]);
+    assert_eq!(c.runtime().volume_path(Path::new("/near/file")).await.unwrap(), here);
+}
+
+/// Other volumes with options are mounted only while they are used: their path on the host is an empty directory else.
 #[tokio::test]
 #[ignore = "needs Docker"]
 async fn a_volume_elsewhere_is_read_through_another_container() {
     let folder = tempfile::tempdir().unwrap();
     let volume = Volume(unique("v"));
-    let device = format!("device={}", folder.path().display());
-    docker(&["volume", "create", "-o", "type=none", "-o", "o=bind", "-o", &device, &volume.0]);
+    let layer = |name: &str| {
+        std::fs::create_dir(folder.path().join(name)).unwrap();
+        format!("{name}dir={}", folder.path().join(name).display())
+    };
+    let layers = format!("o={},{},{}", layer("lower"), layer("upper"), layer("work"));
+    docker(&["volume", "create", "-o", "type=overlay", "-o", "device=overlay", "-o", &layers, &volume.0]);
     let mount = format!("{}:/far", volume.0);
     let c = Container::with(&["--entrypoint", "sleep", "-v", &mount], &["infinity"]);
     let runtime = c.runtime();
@@ -145,7 +165,7 @@ async fn a_volume_elsewhere_is_read_through_another_container() {
         )),
     )
     .await;
-    let expected = std::fs::read(folder.path().join("big")).unwrap();
+    let expected = std::fs::read(folder.path().join("upper/big")).unwrap();
     assert_eq!(runtime.volume_path(Path::new("/far/big")).await.unwrap(), None);
     assert!(read(&c, "/far/big").await == expected, "while it runs");
     docker(&["stop", "-t", "0", &c.name]);

@@ -1,5 +1,6 @@
 //! What is mounted into a container, and where that lies on this host.
 
+use std::collections::HashMap;
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -49,16 +50,17 @@ pub(super) fn host_path(mounts: &[Mount], inside: &Path) -> Option<PathBuf> {
 async fn host(engine: &Engine, container: &str, point: &MountPoint) -> Option<PathBuf> {
     // Paths are those of the engine's host: ours, if we talk over a socket.
     engine.socket()?;
-    let source = PathBuf::from(point.source.as_deref().filter(|s| !s.is_empty())?);
+    let mut source = PathBuf::from(point.source.as_deref().filter(|s| !s.is_empty())?);
     match point.typ.as_deref() {
         Some("bind") => {}
         Some("volume") => {
-            // A volume with options (NFS, a device) is mounted only while a container uses it: before and after, its
-            // path is an empty directory.
             let volume = engine.client().await.ok()?.inspect_volume(point.name.as_deref()?);
             let volume = engine.call("inspect a volume", volume).await.ok()?;
-            if volume.driver != "local" || !volume.options.is_empty() {
+            if volume.driver != "local" {
                 return None;
+            }
+            if !volume.options.is_empty() {
+                source = bound(&volume.options)?;
             }
         }
         _ => return None,
@@ -67,6 +69,15 @@ async fn host(engine: &Engine, container: &str, point: &MountPoint) -> Option<Pa
     // In a container of our own, the same path may be something else.
     let same = !in_container() || is_same(engine, container, point.destination.as_deref()?, &here).await;
     same.then_some(source)
+}
+
+/// The folder that a volume with options is. Others (NFS, a device) are mounted only while a container uses them: before
+/// and after, their path is an empty directory.
+fn bound(options: &HashMap<String, String>) -> Option<PathBuf> {
+    let flags = options.get("o")?;
+    let bind = flags.split(',').any(|f| f == "bind" || f == "rbind");
+    let folder = PathBuf::from(options.get("device").filter(|_| bind)?);
+    folder.is_absolute().then_some(folder)
 }
 
 fn in_container() -> bool {
