@@ -27,6 +27,10 @@ const GONE: Duration = Duration::from_secs(45);
 /// How long an operation may show no progress. The server has been seen to say STARTED for ever.
 const STALL: Duration = Duration::from_secs(900);
 
+/// How long it may be so once the server was silent: one that was restarted at the wrong moment says STARTED for ever, and
+/// works on nothing (1.35). Only where its files would show progress.
+const STALL_AFTER_SILENCE: Duration = Duration::from_secs(60);
+
 /// How long another backup is waited for where the run has no budget.
 const BUSY: Duration = Duration::from_secs(600);
 
@@ -156,6 +160,7 @@ impl Job {
         let (mut poll, mut moved) = (POLL, Instant::now());
         let mut seen = (String::new(), None);
         let mut silent: Option<Instant> = None;
+        let mut limit = STALL;
         let noun = self.noun();
         loop {
             let trouble = match api.once(cx, Method::GET, &self.path(), None).await {
@@ -193,18 +198,21 @@ impl Job {
             };
             if let Some(trouble) = trouble {
                 let since = *silent.get_or_insert_with(Instant::now);
+                if trouble.kind() == AdapterErrorKind::Unavailable {
+                    limit = STALL_AFTER_SILENCE;
+                }
                 if since.elapsed() > GONE {
                     let what =
                         format!("{} does not tell about the {noun} `{}` any more", api.name(), self.id);
                     return Err(AdapterError::new(trouble.kind(), what).with_source(trouble));
                 }
-            } else if moved.elapsed() > STALL {
+            } else if moved.elapsed() > if seen.1.is_some() { limit } else { STALL } {
                 let what = format!(
                     "{}: the {noun} `{}` has said {} for {} s and nothing moves",
                     api.name(),
                     self.id,
                     seen.0,
-                    STALL.as_secs()
+                    moved.elapsed().as_secs()
                 );
                 return Err(AdapterError::new(AdapterErrorKind::Timeout, what));
             }
