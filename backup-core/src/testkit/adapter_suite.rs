@@ -213,7 +213,8 @@ pub fn run_together(at_once: usize, clauses: &[(&str, fn())]) {
 /// `|| async { MyFixture::new() }`. Attributes before the name go to every test, e.g. `#[ignore = "needs …"]`.
 ///
 /// With `at_once = 6` behind the fixture there is one test, `every_clause`, that runs so many of them at a time: for services
-/// whose clauses mostly wait, e.g. for a server's start.
+/// whose clauses mostly wait, e.g. for a server's start. With `only = [clause, …]` instead there are tests for these alone: for
+/// another mode of an adapter whose contract is shown in full in one mode.
 /// See [`testkit::adapter_suite`](crate::testkit::adapter_suite).
 #[macro_export]
 macro_rules! adapter_conformance_tests {
@@ -254,6 +255,12 @@ macro_rules! adapter_conformance_tests {
             fn every_clause() {
                 $crate::adapter_conformance_tests! { @all together ($at_once, $fixture) }
             }
+        }
+    };
+    ($(#[$attribute:meta])* $module:ident, $fixture:expr, only = [$($clause:ident),+ $(,)?]) => {
+        mod $module {
+            use super::*;
+            $crate::adapter_conformance_tests! { @tests (($(#[$attribute])*) $fixture) $($clause)+ }
         }
     };
     (@all $how:ident $with:tt) => {
