@@ -17,11 +17,14 @@ import time
 import urllib.parse
 
 
+def authorization():
+    return "Basic " + base64.b64encode(("neo4j:" + os.environ["NEO4J_PASSWORD"]).encode()).decode()
+
+
 def neo4j(connection, n):
-    word = base64.b64encode(("neo4j:" + os.environ["NEO4J_PASSWORD"]).encode()).decode()
     # The second time it is there already.
     query = {"statement": "MERGE (:Writer {n: $n})", "parameters": {"n": n}}
-    answer = post(connection, "/db/neo4j/tx/commit", {"statements": [query]}, "Basic " + word)
+    answer = post(connection, "/db/neo4j/tx/commit", {"statements": [query]}, authorization())
     if answer["errors"]:
         raise OSError(answer["errors"][0]["message"])
 
@@ -83,9 +86,10 @@ def gap(file, start=0):
         print(max(int(line.split()[1]) for line in list(lines)[int(start):] if line.endswith("\n")))
 
 
-if sys.argv[1] == "gap":
-    gap(*sys.argv[2:])
-elif sys.argv[1] == "found":
-    found(sys.argv[2])
-else:
-    write(*sys.argv[1:])
+if __name__ == "__main__":
+    if sys.argv[1] == "gap":
+        gap(*sys.argv[2:])
+    elif sys.argv[1] == "found":
+        found(sys.argv[2])
+    else:
+        write(*sys.argv[1:])
