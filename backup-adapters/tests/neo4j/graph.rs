@@ -55,8 +55,6 @@ pub(crate) struct Graph {
     pub(crate) name: String,
     password: Option<&'static str>,
     guard: Option<Guard>,
-    /// Its address, until it is not reached there.
-    address: Mutex<String>,
     /// Whether another test may have it afterwards.
     shared: bool,
 }
@@ -70,13 +68,7 @@ impl Graph {
             this.shared = true;
             return this;
         };
-        let this = Self {
-            name,
-            password: Some(CANARY),
-            guard: Some(guard),
-            address: Mutex::default(),
-            shared: true,
-        };
+        let this = Self { name, password: Some(CANARY), guard: Some(guard), shared: true };
         this.tidy();
         this
     }
@@ -120,7 +112,7 @@ impl Graph {
         let n = NUMBER.fetch_add(1, Ordering::Relaxed);
         let name = format!("backup-test-{}-{n}-neo4j", std::process::id());
         let guard = Some(Guard::new(&name));
-        let this = Self { name, password, guard, address: Mutex::default(), shared: false };
+        let this = Self { name, password, guard, shared: false };
         let label = format!("backup-test={}", std::process::id());
         let mut args = vec!["run", "-d", "--name", &this.name, "--label", &label];
         for setting in SETTINGS {
@@ -154,15 +146,8 @@ impl Graph {
 
     /// The rows of a query's answer, or what went wrong.
     pub(crate) fn ask(&self, query: &str) -> Result<Vec<String>, String> {
-        let mut known = self.address.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.is_empty() {
-            *known = self.address();
-        }
-        let answer = Client { address: known.clone(), password: self.password }.ask("neo4j", query);
-        if answer.is_err() {
-            known.clear();
-        }
-        answer
+        // Asked for each time: once it was stopped, its address may be another server's.
+        self.client().ask("neo4j", query)
     }
 
     pub(crate) fn client(&self) -> Client {
