@@ -208,7 +208,7 @@ async fn a_volume_elsewhere_is_read_through_another_container() {
     assert_eq!(runtime.reclaim(&[run_id()]).await.unwrap(), Vec::<String>::new());
     assert_eq!(runtime.reclaim(std::slice::from_ref(&run)).await.unwrap().len(), 1);
     gone(&run).await;
-    assert!(folder.path().join("big").exists());
+    assert!(folder.path().join("upper/big").exists());
 }
 
 /// With `VolumesFrom`, removing the helper would remove the anonymous volumes of a container that is gone meanwhile.
