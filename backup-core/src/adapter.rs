@@ -15,6 +15,10 @@ use crate::metadata::{ArtifactMeta, Evidence, ExternalRef, Metadata};
 use crate::runtime::{InterruptionEntry, Replay};
 use crate::source::{BackupSource, ByteStream};
 
+mod legacy;
+
+pub use self::legacy::LegacyArtifact;
+
 /// Produces and consumes the data of one service.
 ///
 /// # Contract
@@ -65,6 +69,14 @@ pub trait ServiceAdapter: fmt::Debug + Send + Sync + 'static {
     /// beyond the hashes.
     fn content_check(&self, purpose: &CheckPurpose, artifact: &ArtifactMeta)
     -> Option<Box<dyn ContentCheck>>;
+
+    /// What `file` is, if it is one that the scripts before this program wrote for a service of this kind: told by its
+    /// name alone. A restore of it gets a backup of this one artifact, of which everything was found out by reading it
+    /// once, with [`content_check`](Self::content_check), instead of being recorded.
+    fn legacy(&self, file: &str) -> Option<LegacyArtifact> {
+        let _unused = file;
+        None
+    }
 
     /// How to restore this backup without this program: what follows the checksums in RESTORE.md.
     fn by_hand(&self, backup: &HandContext<'_>) -> Vec<HandStep>;
@@ -397,10 +409,11 @@ impl HandContext<'_> {
         let files: Vec<String> = artifact.files.iter().map(|f| shell_quote(&f.path)).collect();
         let mut stages = artifact.encodings.iter().rev().map(|e| match e.as_str() {
             "age" => "age -d -i \"$IDENTITY\"",
+            crate::pipeline::GZIP => "gzip -dc",
             _ => "zstd -dcq",
         });
         let mut command = match (stages.next(), files.as_slice()) {
-            (Some("zstd -dcq"), files) => format!("zstd -dcq {}", files.join(" ")),
+            (Some(first @ ("zstd -dcq" | "gzip -dc")), files) => format!("{first} {}", files.join(" ")),
             (Some(first), [one]) => format!("{first} {one}"),
             (Some(first), many) => format!("cat {} | {first}", many.join(" ")),
             (None, files) => format!("cat {}", files.join(" ")),

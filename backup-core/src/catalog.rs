@@ -32,6 +32,7 @@ mod draft;
 mod facts;
 mod judge;
 mod lease;
+mod legacy;
 mod links;
 mod listing;
 
@@ -39,6 +40,7 @@ pub use delete::{DeleteReport, PurgeExternal};
 pub use draft::Draft;
 pub use facts::{Fact, FactKind, VerifyLevel};
 pub use lease::Lease;
+pub use legacy::{LegacyDir, LegacyFile};
 pub use listing::{BackupState, Entry, Filter, Listing, Summary};
 
 /// Names of the protocol's own files.

@@ -33,6 +33,7 @@ mod capture;
 mod cleanup;
 mod guard;
 mod hand;
+mod legacy;
 mod marks;
 mod preview;
 mod prune;
@@ -46,6 +47,7 @@ mod verify;
 
 pub use back_up::BackupRequest;
 pub use cleanup::CleanupItem;
+pub use legacy::LegacyView;
 pub use preview::{RestorePreview, RestoreRequest};
 pub use prune::{PruneRequest, SeriesPlan};
 pub use report::{RunReport, StepReport};

@@ -133,6 +133,10 @@ pub enum Consistency {
     CrashConsistent,
     /// Read while it may have changed; each file is whole in itself.
     OnlineUnverified,
+    /// Made by the scripts that this program replaces: nothing tells how, and nothing was recorded that would prove it.
+    /// Only in memory, never written.
+    #[serde(rename = "legacy/unverified")]
+    Legacy,
 }
 
 impl std::fmt::Display for Consistency {
@@ -142,6 +146,7 @@ impl std::fmt::Display for Consistency {
             Self::Quiesced => "quiesced",
             Self::CrashConsistent => "crash-consistent",
             Self::OnlineUnverified => "online-unverified",
+            Self::Legacy => "legacy/unverified",
         })
     }
 }

@@ -28,6 +28,8 @@ use tokio_util::sync::CancellationToken;
 mod check;
 mod decode;
 mod frames;
+mod gzip;
+mod measure;
 mod observer;
 mod pool;
 mod pump;
@@ -37,11 +39,15 @@ mod stored_side;
 mod unpump;
 
 pub use check::{Drained, Expected, StoredFault, check_stored, drain};
+pub use measure::{Measured, measure};
 pub use pump::{Encoded, PumpError, pump};
 pub use unpump::unpump;
 
 /// The name of zstd in `encodings`.
 pub const ZSTD: &str = "zstd";
+
+/// The name of gzip in `encodings`: read, where other programs wrote it, and never written.
+pub const GZIP: &str = "gzip";
 
 /// How many finished frames may wait for the next stage, besides those being worked on.
 const LOOKAHEAD: usize = 2;

@@ -22,6 +22,8 @@ mod backups;
 mod faults;
 #[path = "engine/interruptions.rs"]
 mod interruptions;
+#[path = "engine/legacy.rs"]
+mod legacy;
 #[path = "engine/restores.rs"]
 mod restores;
 #[path = "engine/retention.rs"]

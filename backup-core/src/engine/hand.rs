@@ -2,9 +2,10 @@
 
 use std::fmt::Write as _;
 
-use crate::adapter::{HandContext, ServiceAdapter};
+use crate::adapter::{HandContext, ServiceAdapter, shell_quote};
 use crate::catalog::SHA256SUMS;
-use crate::metadata::Metadata;
+use crate::metadata::{Consistency, Metadata};
+use crate::pipeline::GZIP;
 
 /// The checksums of the stored files, as `sha256sum -c` reads them.
 pub(super) fn sha256sums(metadata: &Metadata) -> String {
@@ -21,6 +22,7 @@ pub(super) fn restore_md(metadata: &Metadata, adapter: &dyn ServiceAdapter) -> S
     };
     line(&format!("# Restoring `{}` by hand", metadata.id()));
     line("");
+    let legacy = metadata.consistency == Consistency::Legacy;
     line(&format!(
         "A backup of `{}` ({}), taken on {} on host `{}`; consistency: {}.",
         metadata.service,
@@ -29,9 +31,17 @@ pub(super) fn restore_md(metadata: &Metadata, adapter: &dyn ServiceAdapter) -> S
         metadata.host,
         metadata.consistency,
     ));
-    line("The program that made it restores it with one command:");
+    if legacy {
+        line(
+            "It was made by scripts that recorded no checksum and no count: nothing but its own format proves it.",
+        );
+        line("`backup` restores it with one command:");
+    } else {
+        line("The program that made it restores it with one command:");
+    }
     line("");
-    line(&format!("    backup restore {} --at {}", metadata.service, metadata.timestamp));
+    let at = if legacy { metadata.id().to_string() } else { metadata.timestamp.to_string() };
+    line(&format!("    backup restore {} --at {at}", metadata.service));
     line("");
     line("Without that program, run the following commands in this directory, with `bash`.");
     let encodings: Vec<&str> =
@@ -56,7 +66,13 @@ pub(super) fn restore_md(metadata: &Metadata, adapter: &dyn ServiceAdapter) -> S
         }
         step += 1;
     };
-    if metadata.artifacts.iter().any(|a| !a.files.is_empty()) {
+    if legacy {
+        for artifact in metadata.artifacts.iter().filter(|a| a.encodings == [GZIP]) {
+            let files: Vec<String> = artifact.files.iter().map(|f| shell_quote(&f.path)).collect();
+            let test = format!("set -euo pipefail\ngzip -t {}", files.join(" "));
+            section("Check that every file is whole", &test);
+        }
+    } else if metadata.artifacts.iter().any(|a| !a.files.is_empty()) {
         section("Check that every file is whole", &format!("set -euo pipefail\nsha256sum -c {SHA256SUMS}"));
     }
     for hand in adapter.by_hand(&HandContext { metadata }) {

@@ -69,6 +69,8 @@ impl Engine {
         let acceptable = match &entry.state {
             BackupState::Good => true,
             BackupState::Suspect | BackupState::Damaged { .. } => request.force,
+            // Never chosen, only named.
+            BackupState::Legacy => true,
             _ => false,
         };
         if !acceptable {
@@ -80,7 +82,13 @@ impl Engine {
             };
             return Err(BackupError::Refused(format!("{} is {}{hint}", entry.id, entry.state.word())));
         }
-        let metadata = inner.catalog.metadata(&entry.id).await?;
+        let metadata = match entry.state {
+            BackupState::Legacy => {
+                let cancel = request.cancel.child_token();
+                inner.plan_legacy(service, &entry.id, request.force, cancel).await?
+            }
+            _ => inner.catalog.metadata(&entry.id).await?,
+        };
         if metadata.adapter != service.adapter.kind() {
             return Err(BackupError::Refused(format!(
                 "{} was made by adapter `{}`, but service `{}` is of kind `{}` now",

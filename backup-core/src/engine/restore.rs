@@ -12,6 +12,7 @@ use super::preview::RestorePreview;
 use super::resume::Whose;
 use super::{Engine, Inner, Run, RunReport, StepReport, deadline, millis};
 use crate::adapter::{ArtifactOpener, RestoreSource, RestoreTarget, StepToken};
+use crate::catalog::BackupState;
 use crate::context::OpContext;
 use crate::error::{AdapterError, AdapterErrorKind, BackupError, Stage, chain};
 use crate::event::Event;
@@ -120,9 +121,16 @@ impl Inner {
     ) -> Result<(), BackupError> {
         let name = &service.name;
         // Read again: between the preview and now it may have been deleted or found damaged.
-        let metadata = self.catalog.metadata(&preview.entry.id).await?;
+        let metadata = match preview.entry.state {
+            // Nothing is recorded to be read again: what was found out then must still be so, which staging proves.
+            BackupState::Legacy => preview.metadata.clone(),
+            _ => self.catalog.metadata(&preview.entry.id).await?,
+        };
         step.plain_bytes = metadata.plain_bytes();
         step.stored_bytes = metadata.size_bytes;
+        if preview.entry.state == BackupState::Legacy {
+            step.notes.extend(metadata.capture.warnings.iter().cloned());
+        }
         step.notes.extend(preview.passed_over.iter().map(|line| format!("passed over: {line}")));
         let at = Self::restore_moment(preview.at, &self.state.restores(name)?);
         let mut cx = self.context(run, service, at, deadline(service.timeout))?;

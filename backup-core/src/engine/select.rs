@@ -57,9 +57,13 @@ impl Inner {
             passed_over.push(format!("{} is {}", entry.id, entry.state.word()));
         }
         let when = limit.map(|at| format!(" at or before {at}")).unwrap_or_default();
+        let by_name = match passed_over.iter().any(|line| line.ends_with(" is legacy")) {
+            true => "; one that is legacy is restored only if it is named (--at SERVICE/INTERVAL/TIMESTAMP)",
+            false => "",
+        };
         let seen =
             if passed_over.is_empty() { String::new() } else { format!(" ({})", passed_over.join(", ")) };
-        Err(BackupError::Refused(format!("service `{service}` has no good backup{when}{seen}")))
+        Err(BackupError::Refused(format!("service `{service}` has no good backup{when}{seen}{by_name}")))
     }
 }
 

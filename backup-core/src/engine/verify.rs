@@ -125,7 +125,7 @@ impl Inner {
         }
         step.ms = millis(started);
         // Retention goes on meanwhile: what it deletes is not damaged.
-        if step.outcome == Outcome::Damaged && matches!(self.catalog.exists(&entry.id).await, Ok(false)) {
+        if step.outcome == Outcome::Damaged && self.is_gone(entry).await {
             step.outcome = Outcome::Skipped;
             step.notes.push("it was deleted meanwhile".to_owned());
             step.notes.extend(step.error.take());
@@ -149,6 +149,15 @@ impl Inner {
         step
     }
 
+    async fn is_gone(&self, entry: &Entry) -> bool {
+        match entry.state {
+            BackupState::Legacy => {
+                matches!(self.catalog.legacy(&entry.id).await, Ok(dir) if dir.files.is_empty())
+            }
+            _ => matches!(self.catalog.exists(&entry.id).await, Ok(false)),
+        }
+    }
+
     async fn examine(
         self: &Arc<Self>,
         run: &Run,
@@ -168,7 +177,13 @@ impl Inner {
                     what: reason.clone(),
                 });
             }
-            BackupState::Good | BackupState::Suspect | BackupState::Damaged { .. } => {}
+            BackupState::Legacy if level == VerifyLevel::Stored => {
+                return Err(BackupError::Refused(format!(
+                    "{} is legacy: the old scripts recorded no checksum to compare with; use --level content",
+                    entry.id
+                )));
+            }
+            BackupState::Good | BackupState::Suspect | BackupState::Damaged { .. } | BackupState::Legacy => {}
             other => {
                 return Err(BackupError::Refused(format!(
                     "{} is {}: there is nothing to verify",
@@ -177,12 +192,15 @@ impl Inner {
                 )));
             }
         }
-        let metadata = self.catalog.metadata(&entry.id).await?;
-        step.plain_bytes = metadata.plain_bytes();
-        step.stored_bytes = metadata.size_bytes;
         let service = self.service(name)?;
         let budget = service.timeout;
         let cx = self.context(run, service, entry.id.timestamp, super::deadline(budget))?;
+        if entry.state == BackupState::Legacy {
+            return self.examine_legacy(run, &cx, service, &entry.id, level, step).await;
+        }
+        let metadata = self.catalog.metadata(&entry.id).await?;
+        step.plain_bytes = metadata.plain_bytes();
+        step.stored_bytes = metadata.size_bytes;
         if level >= VerifyLevel::Content && metadata.adapter != service.adapter.kind() {
             return Err(BackupError::Refused(format!(
                 "{} was made by adapter `{}`, but service `{name}` is of kind `{}` now",
@@ -202,6 +220,30 @@ impl Inner {
             biased;
             () = cx.cancel.cancelled() => Err(BackupError::Cancelled),
             result = work => result,
+        }
+    }
+
+    /// What nobody recorded cannot be compared: it is read to its end, and, if asked for, restored.
+    async fn examine_legacy(
+        self: &Arc<Self>,
+        run: &Run,
+        cx: &OpContext,
+        service: &PlannedService,
+        id: &BackupId,
+        level: VerifyLevel,
+        step: &mut StepReport,
+    ) -> Result<(), BackupError> {
+        let metadata = self.measure_legacy(cx, service, id).await?;
+        step.plain_bytes = metadata.plain_bytes();
+        step.stored_bytes = metadata.size_bytes;
+        step.notes.extend(metadata.capture.warnings.iter().cloned());
+        if level < VerifyLevel::Restore {
+            return Ok(());
+        }
+        tokio::select! {
+            biased;
+            () = cx.cancel.cancelled() => Err(BackupError::Cancelled),
+            result = self.check_restore(run, cx, service, metadata) => result,
         }
     }
 
@@ -335,7 +377,7 @@ pub(super) fn lost_or_unreachable(id: &BackupId, file: &str, error: StoreError) 
 }
 
 /// The pipeline's errors name the file themselves: once is enough.
-fn without_name(file: &str, text: &str) -> String {
+pub(super) fn without_name(file: &str, text: &str) -> String {
     text.strip_prefix(&format!("`{file}` is damaged: ")).unwrap_or(text).to_owned()
 }
 

@@ -7,12 +7,13 @@ use futures::StreamExt;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::ZSTD;
 use super::check::{Expected, FilesObserver};
 use super::decode::Decompressor;
 use super::frames::FRAME_BYTES;
+use super::gzip::Gunzip;
 use super::observer::{Observer, panicked};
 use super::split::{Next, Splitter};
+use super::{GZIP, ZSTD};
 use crate::error::{AdapterError, AdapterErrorKind, StoreError};
 use crate::source::ByteStream;
 
@@ -76,6 +77,7 @@ impl<'a> StoredSide<'a> {
                 }
             }
             [one] if one == ZSTD => self.frames(threads).await?,
+            [one] if one == GZIP => self.gzip().await?,
             other => {
                 let what =
                     format!("cannot decode `{}`: encoded as `{}`", expected.name(), other.join("`, `"));
@@ -83,6 +85,23 @@ impl<'a> StoredSide<'a> {
             }
         }
         self.hash.finish().await
+    }
+
+    async fn gzip(&mut self) -> Result<(), AdapterError> {
+        let expected = self.expected;
+        let mut gunzip = Gunzip::default();
+        loop {
+            let at = At { stored: self.seen, plain: self.plain };
+            let Some(chunk) = self.chunk().await? else {
+                let last = gunzip.finish().map_err(|what| at.corrupt(expected, &what))?;
+                return self.ready(at, last).await;
+            };
+            gunzip.push(chunk);
+            while let Some(plain) = gunzip.step().await? {
+                let plain = plain.map_err(|what| at.corrupt(expected, &what))?;
+                self.ready(at, plain).await?;
+            }
+        }
     }
 
     async fn frames(&mut self, threads: usize) -> Result<(), AdapterError> {
@@ -211,7 +230,7 @@ impl<'a> StoredSide<'a> {
     }
 }
 
-fn unreadable(file: &str, e: StoreError) -> AdapterError {
+pub(super) fn unreadable(file: &str, e: StoreError) -> AdapterError {
     let kind = match &e {
         StoreError::NotFound { .. } => AdapterErrorKind::NotFound,
         StoreError::PermissionDenied { .. } => AdapterErrorKind::PermissionDenied,

@@ -16,8 +16,8 @@ use futures::{FutureExt, StreamExt};
 use serde::{Deserialize, Serialize};
 
 use crate::adapter::{
-    Capabilities, CheckPurpose, ContentCheck, HandContext, HandStep, Leftover, Replaced, RestorePlan,
-    RestoreSource, RestoreTarget, ServiceAdapter, SpaceNeed, StepToken,
+    Capabilities, CheckPurpose, ContentCheck, HandContext, HandStep, Leftover, LegacyArtifact, Replaced,
+    RestorePlan, RestoreSource, RestoreTarget, ServiceAdapter, SpaceNeed, StepToken,
 };
 use crate::context::OpContext;
 use crate::error::{AdapterError, AdapterErrorKind};
@@ -32,6 +32,9 @@ pub use script::{Call, Content, Interrupts, Script, Step, text_of, text_of_dir};
 
 /// How often a body that hangs looks whether it may go on.
 const LET_GO_POLL: Duration = Duration::from_millis(5);
+
+/// Marks an artifact that scripts of old are said to have written.
+const OLD: &str = "old";
 
 /// A service in memory. Clones share it, so that a test keeps one and the engine gets another.
 ///
@@ -313,8 +316,20 @@ impl ServiceAdapter for FakeAdapter {
     }
 
     fn content_check(&self, _: &CheckPurpose, artifact: &ArtifactMeta) -> Option<Box<dyn ContentCheck>> {
+        if artifact.attributes.contains_key(OLD) {
+            return Some(script::old_check());
+        }
         // What the first run does not know yet, the metadata does not say.
         (artifact.plain_bytes > 0).then(|| script::length_check(artifact))
+    }
+
+    /// `<artifact>.old` and `<artifact>.old.gz`: text that ends with `end`.
+    fn legacy(&self, file: &str) -> Option<LegacyArtifact> {
+        let artifact = match file.strip_suffix(".old.gz") {
+            Some(name) => LegacyArtifact::gzip(name),
+            None => LegacyArtifact::plain(file.strip_suffix(".old")?),
+        };
+        Some(artifact.with_attribute(OLD, true).with_caution("a fake of old"))
     }
 
     fn by_hand(&self, backup: &HandContext<'_>) -> Vec<HandStep> {

@@ -4,6 +4,7 @@
 mod damage;
 mod faults;
 mod foreign;
+mod gzip;
 mod limits;
 mod round_trip;
 mod support;

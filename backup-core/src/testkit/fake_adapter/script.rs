@@ -245,3 +245,30 @@ impl ContentCheck for LengthCheck {
         }
     }
 }
+
+/// Counts the bytes of a file of old scripts, which must end with `end`.
+pub(super) fn old_check() -> Box<dyn ContentCheck> {
+    Box::new(OldCheck::default())
+}
+
+#[derive(Default)]
+struct OldCheck {
+    bytes: u64,
+    tail: Vec<u8>,
+}
+
+impl ContentCheck for OldCheck {
+    fn update(&mut self, bytes: &[u8]) -> Result<(), AdapterError> {
+        self.bytes += u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+        self.tail.extend_from_slice(bytes);
+        self.tail.drain(..self.tail.len().saturating_sub(3));
+        Ok(())
+    }
+
+    fn finish(self: Box<Self>) -> Result<Evidence, AdapterError> {
+        match self.tail.as_slice() {
+            b"end" => Ok(Evidence::default().with_count("artifacts", 1).with_count("bytes", self.bytes)),
+            _ => Err(AdapterError::corrupt("it does not end with `end`")),
+        }
+    }
+}
