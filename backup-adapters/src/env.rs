@@ -3,18 +3,20 @@
 //! What they contain is never logged, and never part of errors, attributes or evidence.
 
 use std::fs;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use backup_core::{
     AdapterConfig, AdapterError, AdapterErrorKind, Artifact, BackupSource, BuildContext, CaptureReport,
     ConfigError, Consistency, ContentCheck, DiscoverContext, Discovered, Discovery, Evidence, LeftOut,
-    OpContext, ReadOutcome, RestoreTarget, ServiceAdapter, ServiceName,
+    LegacyArtifact, OpContext, ReadOutcome, RestoreTarget, ServiceAdapter, ServiceName,
 };
 use futures::StreamExt;
 use serde::Deserialize;
 
 use crate::tree::adapter::{Kind, Tree};
+use crate::tree::bare::BARE;
 use crate::tree::capture::{self, Job};
 use crate::tree::live::{Live, artifact_name, roots_attribute};
 use crate::tree::roots::{self, Root, RootKind};
@@ -35,6 +37,9 @@ pub struct EnvConfig {
     #[serde(default = "yes")]
     pub only_if_changed: bool,
 }
+
+/// What the scripts before this program copied.
+const FILE: &str = ".env";
 
 fn yes() -> bool {
     true
@@ -118,6 +123,22 @@ impl Kind for Env {
             }
             Ok(report)
         }))
+    }
+
+    /// The scripts copied one file: that which is configured as `.env`, else the one beside the configuration.
+    fn legacy(&self, file: &str) -> Option<LegacyArtifact> {
+        if file != FILE {
+            return None;
+        }
+        let named = self.live.paths.iter().map(|p| self.live.base.join(p));
+        let mut named = named.filter(|p| p.file_name().is_some_and(|name| name == FILE));
+        let exact = |p: &PathBuf| !p.to_string_lossy().contains(['*', '?', '[', '{']);
+        let path = named.find(exact).unwrap_or_else(|| self.live.base.join(FILE));
+        let folder = path.parent().and_then(|p| p.canonicalize().ok());
+        let path = folder.map_or(path, |folder| folder.join(FILE));
+        let member = String::from_utf8(roots::member_name(&path).to_vec()).ok()?;
+        let attribute = roots_attribute(&[Root { path, member, kind: RootKind::File }]).ok()?;
+        Some(LegacyArtifact::plain("env").with_attribute(BARE, true).with_attribute("roots", attribute))
     }
 
     fn check() -> Box<dyn ContentCheck> {

@@ -40,6 +40,8 @@ pub mod env;
 pub mod files;
 #[cfg(feature = "_tar")]
 mod in_use;
+#[cfg(any(feature = "redis", feature = "postgres", feature = "neo4j", feature = "env"))]
+mod legacy;
 #[cfg(feature = "neo4j")]
 pub mod neo4j;
 #[cfg(feature = "postgres")]

@@ -38,12 +38,14 @@ use backup_core::runtime::{InterruptionEntry, Replay};
 use backup_core::{
     AdapterConfig, AdapterError, ArtifactMeta, BackupSource, BuildContext, Capabilities, CheckPurpose,
     ConfigError, ContentCheck, DiscoverContext, Discovery, Evidence, HandContext, HandStep, Leftover,
-    Metadata, OpContext, RestorePlan, RestoreSource, RestoreTarget, RunId, ServiceAdapter, StepToken,
+    LegacyArtifact, Metadata, OpContext, RestorePlan, RestoreSource, RestoreTarget, RunId, ServiceAdapter,
+    StepToken,
 };
 use serde::Deserialize;
 
 pub use self::mode::CaptureMode;
 use self::server::Server;
+use crate::legacy::LEGACY;
 use crate::runtime::{EngineUrl, ServiceSecret};
 
 /// The configuration: which server, how to log in, and what it may be put through.
@@ -164,6 +166,15 @@ impl ServiceAdapter for Neo4j {
         artifact: &ArtifactMeta,
     ) -> Option<Box<dyn ContentCheck>> {
         Some(check::of(artifact))
+    }
+
+    fn legacy(&self, file: &str) -> Option<LegacyArtifact> {
+        (file == "neo4j_data.tar.gz").then(|| {
+            LegacyArtifact::gzip("files").with_attribute(LEGACY, true).with_caution(
+                "the files were copied while the server wrote them: Neo4j may not be able to open them, which a second \
+                 server over them tells before anything is replaced, and even then what it holds may be of several moments",
+            )
+        })
     }
 
     fn by_hand(&self, backup: &HandContext<'_>) -> Vec<HandStep> {

@@ -63,11 +63,13 @@ use backup_core::runtime::{InterruptionEntry, InterruptionKind, Replay};
 use backup_core::{
     AdapterConfig, AdapterError, ArtifactMeta, BackupSource, BuildContext, Capabilities, CheckPurpose,
     ConfigError, ContentCheck, DiscoverContext, Discovery, Evidence, HandContext, HandStep, Leftover,
-    Metadata, OpContext, RestorePlan, RestoreSource, RestoreTarget, RunId, ServiceAdapter, StepToken,
+    LegacyArtifact, Metadata, OpContext, RestorePlan, RestoreSource, RestoreTarget, RunId, ServiceAdapter,
+    StepToken,
 };
 use serde::Deserialize;
 
 use self::restore::Token;
+use crate::legacy::{LEGACY, is_stamped};
 use crate::runtime::{DockerRuntime, EngineUrl, ServiceSecret, container_of};
 
 pub use self::format::DumpFormat;
@@ -299,6 +301,21 @@ impl ServiceAdapter for Postgres {
         artifact: &ArtifactMeta,
     ) -> Option<Box<dyn ContentCheck>> {
         check::content_check(purpose, artifact)
+    }
+
+    /// The scripts dumped one database as SQL: that which is configured, if it is one, else the one that they restored to.
+    fn legacy(&self, file: &str) -> Option<LegacyArtifact> {
+        let database = match self.settings.databases.as_slice() {
+            [one] => one,
+            _ => Flavor::Yugabyte.user(),
+        };
+        is_stamped(file, "yugabyte_", ".sql.gz").then(|| {
+            LegacyArtifact::gzip(database)
+                .with_attribute(LEGACY, true)
+                .with_attribute("content", capture::DATABASE)
+                .with_attribute("database", database)
+                .with_attribute("format", DumpFormat::Plain.name())
+        })
     }
 
     fn by_hand(&self, backup: &HandContext<'_>) -> Vec<HandStep> {

@@ -46,12 +46,14 @@ use backup_core::runtime::{InterruptionEntry, Replay};
 use backup_core::{
     AdapterConfig, AdapterError, ArtifactMeta, BackupSource, BuildContext, Capabilities, CheckPurpose,
     ConfigError, ContentCheck, DiscoverContext, Discovery, Evidence, HandContext, HandStep, Leftover,
-    Metadata, OpContext, RestorePlan, RestoreSource, RestoreTarget, RunId, ServiceAdapter, StepToken,
+    LegacyArtifact, Metadata, OpContext, RestorePlan, RestoreSource, RestoreTarget, RunId, ServiceAdapter,
+    StepToken,
 };
 use serde::Deserialize;
 
 use self::conn::{Place, Server, relative};
 use self::tls::Tls;
+use crate::legacy::is_stamped;
 use crate::runtime::{EngineUrl, ServiceSecret, container_of};
 
 /// The port of Redis unless said otherwise.
@@ -222,6 +224,13 @@ impl ServiceAdapter for Redis {
         _artifact: &ArtifactMeta,
     ) -> Option<Box<dyn ContentCheck>> {
         Some(Box::new(check::RdbCheck::default()))
+    }
+
+    fn legacy(&self, file: &str) -> Option<LegacyArtifact> {
+        match file {
+            "dump.rdb.gz" => Some(LegacyArtifact::gzip("dump")),
+            _ => is_stamped(file, "redis_", ".rdb").then(|| LegacyArtifact::plain("redis")),
+        }
     }
 
     fn by_hand(&self, backup: &HandContext<'_>) -> Vec<HandStep> {

@@ -7,6 +7,7 @@
 
 pub(crate) mod adapter;
 pub(crate) mod apply;
+pub(crate) mod bare;
 pub(crate) mod capture;
 pub(crate) mod check;
 pub(crate) mod count;

@@ -3,8 +3,10 @@
 use backup_core::{AdapterError, ArtifactMeta, ContentCheck, Evidence};
 use zstd::stream::raw::{Decoder, InBuffer, Operation, OutBuffer};
 
+use crate::legacy::{LEGACY, is_stamped};
 use crate::tree::check::{Tally, TarCheck};
-use crate::tree::parse::Parser;
+use crate::tree::parse::{Parser, Sink};
+use crate::tree::pax::{Kind, Member};
 
 /// What begins a dump that is compressed with zstd, and with gzip.
 const ZSTD: &[u8] = b"DZV1";
@@ -16,9 +18,79 @@ const PIECE: usize = 128 << 10;
 
 /// The check for an artifact.
 pub(super) fn of(artifact: &ArtifactMeta) -> Box<dyn ContentCheck> {
-    match artifact.attributes.contains_key("database") {
-        true => Box::new(DumpCheck::default()),
-        false => Box::new(FilesCheck(TarCheck::new())),
+    let has = |key: &str| artifact.attributes.contains_key(key);
+    match (has("database"), has(LEGACY)) {
+        (true, _) => Box::new(DumpCheck::default()),
+        (false, true) => Box::new(CopyCheck { parser: Parser::new(), copy: Copy::default() }),
+        (false, false) => Box::new(FilesCheck(TarCheck::new())),
+    }
+}
+
+/// Walks an archive of the scripts before this program: a data directory below one folder.
+struct CopyCheck {
+    parser: Parser,
+    copy: Copy,
+}
+
+impl ContentCheck for CopyCheck {
+    fn update(&mut self, bytes: &[u8]) -> Result<(), AdapterError> {
+        self.parser.feed(bytes, &mut self.copy)
+    }
+
+    fn finish(self: Box<Self>) -> Result<Evidence, AdapterError> {
+        self.parser.finish()?;
+        let missing = |what: &str| {
+            let what = format!("the archive is no data directory of Neo4j: it has no files below `{what}`");
+            Err(AdapterError::corrupt(what))
+        };
+        match (self.copy.databases, self.copy.transactions) {
+            (false, _) => missing("neo4j_bak_…/databases"),
+            (true, false) => missing("neo4j_bak_…/transactions"),
+            (true, true) => Ok(Evidence::default()),
+        }
+    }
+}
+
+/// What such an archive was seen to hold.
+#[derive(Default)]
+struct Copy {
+    top: Option<Vec<u8>>,
+    databases: bool,
+    transactions: bool,
+}
+
+impl Sink for Copy {
+    fn member(&mut self, member: &Member) -> Result<(), AdapterError> {
+        let mut parts = member.path.splitn(3, |b| *b == b'/');
+        let top = parts.next().unwrap_or_default();
+        if top.is_empty() {
+            return Ok(());
+        }
+        let known = std::str::from_utf8(top).is_ok_and(|top| is_stamped(top, "neo4j_bak_", ""));
+        if !known || member.kind != Kind::Dir && !member.path.contains(&b'/') {
+            let shown = crate::tree::show(&member.path);
+            let what = format!(
+                "the archive is none of the old scripts: it holds `{shown}`, outside of `neo4j_bak_<time>/`"
+            );
+            return Err(AdapterError::corrupt(what));
+        }
+        if self.top.get_or_insert_with(|| top.to_owned()) != top {
+            return Err(AdapterError::corrupt("the archive holds more than one folder `neo4j_bak_<time>/`"));
+        }
+        let below = parts.next();
+        if parts.next().is_some() && member.kind == Kind::File {
+            self.databases |= below == Some(b"databases");
+            self.transactions |= below == Some(b"transactions");
+        }
+        Ok(())
+    }
+
+    fn data(&mut self, _: u64, _: &[u8]) -> Result<(), AdapterError> {
+        Ok(())
+    }
+
+    fn end(&mut self) -> Result<(), AdapterError> {
+        Ok(())
     }
 }
 

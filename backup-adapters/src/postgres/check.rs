@@ -5,7 +5,7 @@ use backup_core::{AdapterError, ArtifactMeta, CheckPurpose, ContentCheck, Eviden
 use super::base;
 use super::evidence::of_contents;
 use super::format::{DumpFormat, Parser, is_globals};
-use super::restore::{database_of, format_of};
+use super::restore::{database_of, parser_of};
 
 /// Follows a dump to its end and counts it. While a backup is written the capture does so itself: then there is nothing to
 /// check twice.
@@ -21,7 +21,7 @@ pub(super) fn content_check(
     }
     match database_of(artifact) {
         Some(name) => {
-            let parser = Parser::new(format_of(artifact), &name);
+            let parser = parser_of(artifact, &name);
             Some(Box::new(DumpCheck { name: Some(name), parser, head: None }))
         }
         None if super::restore::attribute(artifact, "content") == Some(super::capture::GLOBALS) => {

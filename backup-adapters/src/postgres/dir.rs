@@ -12,9 +12,8 @@ use futures::StreamExt as _;
 use serde::{Deserialize, Serialize};
 
 use super::base;
-use super::format::Parser;
 use super::load::proven;
-use super::restore::{Listed, Token, attribute, blocking, database_of, format_of, write_list};
+use super::restore::{Listed, Token, attribute, blocking, database_of, format_of, parser_of, write_list};
 
 /// Where the files go.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -85,7 +84,7 @@ pub(super) async fn stage(cx: &OpContext, plan: Plan, source: &RestoreSource) ->
         let body = source.open(&artifact.name).await?;
         let body = match database_of(artifact) {
             Some(name) => {
-                let body = proven(body, Parser::new(format, &name));
+                let body = proven(body, parser_of(artifact, &name));
                 hints.push_str(&super::hand::load(artifact, &name, &file.display().to_string()));
                 list.push(Listed::File { name, file: file.clone(), format });
                 body

@@ -11,7 +11,7 @@ use super::facts::{Database, ServerFacts};
 use super::fault::Failure;
 use super::format::{DumpFormat, Parser};
 use super::link::Link;
-use super::restore::{format_of, of_content, recorded, texts};
+use super::restore::{format_of, is_legacy, of_content, parser_of, recorded, texts};
 use super::sql::{conninfo, ident};
 use super::swap::{Item, Plan, drop_database};
 use super::{Flavor, Settings, probe, properties, roles, scratch};
@@ -46,6 +46,9 @@ impl Loader<'_> {
             let artifact = self.artifact(item)?;
             let properties =
                 full.get(item.name.as_str()).map(|d| (*d).clone()).or_else(|| recorded(artifact));
+            // Nobody recorded how the database was made: the one that it replaces is the best that is known.
+            let properties =
+                properties.or_else(|| facts.database(&item.name).filter(|_| is_legacy(artifact)).cloned());
             self.one(item, artifact, properties.as_ref(), &facts, plan.scratch).await?;
         }
         probe::compare(self.link, plan, &backup.evidence).await?;
@@ -190,7 +193,7 @@ impl Loader<'_> {
         }
         let command = self.command(item, artifact, format, facts, scratch);
         let body = self.source.open(&artifact.name).await.map_err(|e| Failure::new(e, ""))?;
-        self.link.feed(command, proven(body, Parser::new(format, &item.name))).await
+        self.link.feed(command, proven(body, parser_of(artifact, &item.name))).await
     }
 
     fn command(

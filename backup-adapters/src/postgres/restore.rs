@@ -11,12 +11,13 @@ use tokio::task::spawn_blocking;
 
 use super::capture::{GLOBALS, PROPERTIES};
 use super::facts::{Database, ServerFacts, staged_suffix};
-use super::format::DumpFormat;
+use super::format::{DumpFormat, Parser};
 use super::link::Link;
 use super::load::Loader;
 use super::sql::suffixed;
 use super::swap::{Item, Plan, Step, drop_database, kept_name};
 use super::{Settings, base, dir, scratch};
+use crate::legacy::LEGACY;
 
 /// In a directory or scratch: what a restore made there.
 const LIST: &str = "databases.json";
@@ -81,6 +82,17 @@ pub(super) fn database_of(artifact: &ArtifactMeta) -> Option<String> {
 
 pub(super) fn attribute<'a>(artifact: &'a ArtifactMeta, key: &str) -> Option<&'a str> {
     artifact.attributes.get(key).and_then(|v| v.as_str())
+}
+
+/// Whether the scripts before this program wrote it.
+pub(super) fn is_legacy(artifact: &ArtifactMeta) -> bool {
+    artifact.attributes.contains_key(LEGACY)
+}
+
+/// The parser of an artifact with a dump of the database `name`.
+pub(super) fn parser_of(artifact: &ArtifactMeta, name: &str) -> Parser {
+    let parser = Parser::new(format_of(artifact), name);
+    if is_legacy(artifact) { parser.confined() } else { parser }
 }
 
 pub(super) fn format_of(artifact: &ArtifactMeta) -> DumpFormat {

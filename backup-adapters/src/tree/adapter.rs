@@ -6,14 +6,14 @@ use std::path::PathBuf;
 use async_trait::async_trait;
 use backup_core::{
     AdapterError, ArtifactMeta, BackupSource, Capabilities, CheckPurpose, ContentCheck, Evidence,
-    HandContext, HandStep, Leftover, Metadata, OpContext, Replaced, RestorePlan, RestoreSource,
-    RestoreTarget, RunId, ServiceAdapter, StepToken,
+    HandContext, HandStep, Leftover, LegacyArtifact, Metadata, OpContext, Replaced, RestorePlan,
+    RestoreSource, RestoreTarget, RunId, ServiceAdapter, StepToken,
 };
 
 use super::live::{Live, blocking};
 use super::roots::Root;
 use super::rules::Excluded;
-use super::{hand, restore};
+use super::{bare, hand, restore};
 
 /// What differs.
 #[async_trait]
@@ -31,6 +31,12 @@ pub(crate) trait Kind: fmt::Debug + Send + Sync + 'static {
 
     /// As of the trait of adapters.
     async fn open(&self, cx: &OpContext) -> Result<BackupSource, AdapterError>;
+
+    /// As of the trait of adapters.
+    fn legacy(&self, file: &str) -> Option<LegacyArtifact> {
+        let _unused = file;
+        None
+    }
 
     /// A check of the archive.
     fn check() -> Box<dyn ContentCheck>;
@@ -61,8 +67,13 @@ impl<K: Kind> ServiceAdapter for Tree<K> {
         self.0.open(cx).await
     }
 
-    fn content_check(&self, _: &CheckPurpose, _: &ArtifactMeta) -> Option<Box<dyn ContentCheck>> {
-        Some(K::check())
+    fn content_check(&self, _: &CheckPurpose, artifact: &ArtifactMeta) -> Option<Box<dyn ContentCheck>> {
+        // Any bytes may be a file.
+        (!bare::is_bare(artifact)).then(K::check)
+    }
+
+    fn legacy(&self, file: &str) -> Option<LegacyArtifact> {
+        self.0.legacy(file)
     }
 
     fn by_hand(&self, backup: &HandContext<'_>) -> Vec<HandStep> {

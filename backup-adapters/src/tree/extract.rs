@@ -32,8 +32,24 @@ use super::walk::{DIRECTORY, handle};
 pub(crate) struct Dest {
     /// A member's name without `/` at the end; empty for the whole archive.
     pub(crate) prefix: Vec<u8>,
+    /// `prefix` begins below the archive's top folder, whatever that is called.
+    pub(crate) below_top: bool,
     pub(crate) parent: PathBuf,
     pub(crate) name: OsString,
+}
+
+impl Dest {
+    /// `path` as `prefix` means it; `None` if it is above that.
+    fn inside<'p>(&self, path: &'p [u8]) -> Option<&'p [u8]> {
+        if !self.below_top {
+            return Some(path);
+        }
+        match path.iter().position(|b| *b == b'/') {
+            Some(slash) => path.get(slash + 1..),
+            None if path.is_empty() => None,
+            None => Some(&[]),
+        }
+    }
 }
 
 const DANGLING: &str = "it is a hard link to something that the archive does not hold";
@@ -113,6 +129,7 @@ impl Extractor {
         path: &'m [u8],
     ) -> Result<Option<(usize, &'m [u8])>, AdapterError> {
         for (i, dest) in self.dests.iter().enumerate() {
+            let Some(path) = dest.inside(path) else { continue };
             let Some(rest) = path.strip_prefix(dest.prefix.as_slice()) else { continue };
             match (dest.prefix.is_empty(), rest.split_first()) {
                 (true, _) | (false, None) => return Ok(Some((i, rest))),

@@ -66,6 +66,15 @@ impl LeftOut {
 /// The steps: extract, then one for each root.
 pub(crate) fn steps(backup: &HandContext<'_>) -> Vec<HandStep> {
     let Ok((artifact, roots)) = archive(backup.metadata) else { return Vec::new() };
+    if let (true, [root]) = (super::bare::is_bare(artifact), roots.as_slice()) {
+        let (path, old) = (root.path.display().to_string(), format!("{}.old", root.path.display()));
+        let (path, old) = (shell_quote(&path), shell_quote(&old));
+        let decode = backup.decode(artifact);
+        return vec![HandStep::new(
+            "Put the file into its place; what is there is kept beside it.",
+            format!("if [ -e {path} ]; then mv {path} {old}; fi; (umask 077 && {decode} > {path})"),
+        )];
+    }
     let extract = format!(
         "mkdir -p restored && {} | tar -x --numeric-owner -p --xattrs --xattrs-include='*' -C restored",
         backup.decode(artifact)

@@ -16,7 +16,7 @@ use super::live::{Live, blocking};
 use super::roots::{Root, RootKind, covers};
 use super::rules::Excluded;
 use super::units::{self, Unit};
-use super::{stage, walk};
+use super::{bare, stage, walk};
 use crate::in_use;
 
 /// What [`plan`] decided.
@@ -310,7 +310,12 @@ pub(crate) async fn stage(
     let dests: Vec<Dest> = places(&wanted, cx)
         .into_iter()
         .filter_map(|(prefix, place)| {
-            Some(Dest { prefix, parent: place.parent()?.to_owned(), name: place.file_name()?.to_owned() })
+            Some(Dest {
+                prefix,
+                below_top: false,
+                parent: place.parent()?.to_owned(),
+                name: place.file_name()?.to_owned(),
+            })
         })
         .collect();
     let parents: Vec<PathBuf> = dests.iter().map(|d| d.parent.clone()).collect();
@@ -322,7 +327,14 @@ pub(crate) async fn stage(
     })
     .await?;
     let staging: Vec<PathBuf> = dests.iter().map(|d| d.parent.join(&d.name)).collect();
-    let body = source.open(&wanted.artifact).await?;
+    let mut body = source.open(&wanted.artifact).await?;
+    if let (Some(artifact), [root]) = (source.metadata().artifact(&wanted.artifact), wanted.roots.as_slice())
+        && bare::is_bare(artifact)
+    {
+        let (bytes, root) = (artifact.plain_bytes, root.clone());
+        let changed = u64::try_from(source.metadata().consistent_from.timestamp()).unwrap_or(0);
+        body = blocking(move || bare::archived(body, bytes, &root, changed)).await?;
+    }
     for warning in stage::extract(cx, body, dests).await? {
         cx.warn(warning);
     }

@@ -86,7 +86,12 @@ pub(super) async fn unpack(
     let (Some(parent), Some(name)) = (target.parent().map(Path::to_owned), target.file_name()) else {
         return Err(AdapterError::corrupt("the place of a restore has no name"));
     };
-    let dest = Dest { prefix: backup.id.into_bytes(), parent: parent.clone(), name: name.to_owned() };
+    let dest = Dest {
+        prefix: backup.id.into_bytes(),
+        below_top: false,
+        parent: parent.clone(),
+        name: name.to_owned(),
+    };
     blocking(move || {
         std::fs::create_dir_all(&parent)
             .map_err(|e| AdapterError::io(format!("cannot create `{}`", parent.display()), e))

@@ -15,6 +15,7 @@ use super::super::proof;
 use super::super::tools::{self, FILES};
 use super::record::write_record;
 use super::{IMAGE, Job, database, failed, remove_all};
+use crate::legacy::LEGACY;
 use crate::tree::extract::Dest;
 use crate::tree::stage as tree;
 
@@ -155,12 +156,18 @@ async fn unpack(cx: &OpContext, job: &Job, source: &RestoreSource) -> Result<(),
         return Err(AdapterError::corrupt("a backup of Neo4j's files has one artifact"));
     };
     phase(cx, "unpacking the files");
+    let legacy = artifact.attributes.contains_key(LEGACY);
     let dest = |prefix: &str, to: &Path| Dest {
         prefix: prefix.as_bytes().to_vec(),
+        below_top: legacy,
         parent: to.parent().unwrap_or(Path::new("/")).to_owned(),
         name: to.file_name().unwrap_or_default().to_owned(),
     };
-    let dests = vec![dest(DATA, &job.data), dest(TRANSACTIONS, &job.logs)];
+    let dests = match legacy {
+        // One folder with everything, the logs within.
+        true => vec![dest(TRANSACTIONS, &job.logs), dest("", &job.data)],
+        false => vec![dest(DATA, &job.data), dest(TRANSACTIONS, &job.logs)],
+    };
     let body = source.open(&artifact.name).await?;
     for warning in tree::extract(cx, body, dests).await? {
         cx.warn(warning);

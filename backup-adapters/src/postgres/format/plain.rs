@@ -67,7 +67,13 @@ pub(in crate::postgres) struct Plain {
     previous: u8,
     statement: Vec<u8>,
     contents: Contents,
+    /// Whether commands of psql are refused, and the current one.
+    confined: bool,
+    command: Vec<u8>,
 }
+
+/// How much of a command of psql is shown.
+const SHOWN: usize = 60;
 
 impl Plain {
     pub(super) fn new(name: &str) -> Self {
@@ -81,7 +87,16 @@ impl Plain {
             previous: b'\n',
             statement: Vec::new(),
             contents: Contents { counted: true, ..Contents::default() },
+            confined: false,
+            command: Vec::new(),
         }
+    }
+
+    /// From now on it refuses commands of psql, e.g. `\connect`, which dumps made with `--create` have, and dumps of a whole
+    /// cluster. What `pg_dump` writes without that option stays in the one database that it is loaded into.
+    pub(super) fn confined(mut self) -> Self {
+        self.confined = true;
+        self
     }
 
     pub(super) fn update(&mut self, bytes: &[u8]) -> Result<(), AdapterError> {
@@ -96,8 +111,11 @@ impl Plain {
         self.bytes += u64::try_from(bytes.len()).unwrap_or(u64::MAX);
         let mut rest = bytes;
         while !rest.is_empty() {
-            let used = self.step(rest);
-            rest = rest.get(used.max(1)..).unwrap_or_default();
+            let used = self.step(rest).max(1);
+            if self.confined {
+                self.check_command(rest.get(..used).unwrap_or(rest))?;
+            }
+            rest = rest.get(used..).unwrap_or_default();
         }
         Ok(())
     }
@@ -107,6 +125,29 @@ impl Plain {
         let older = (self.tail.len() + newest.len()).saturating_sub(TAIL).min(self.tail.len());
         self.tail.drain(..older);
         self.tail.extend_from_slice(newest);
+    }
+
+    /// Looks at the command of psql that `bytes` are a part of, if they are.
+    fn check_command(&mut self, bytes: &[u8]) -> Result<(), AdapterError> {
+        let room = SHOWN.saturating_sub(self.command.len());
+        match self.state {
+            State::Meta => {
+                self.command.extend(bytes.iter().take(room));
+                return Ok(());
+            }
+            _ if self.command.is_empty() => return Ok(()),
+            _ => self.command.extend(bytes.iter().take(room)),
+        }
+        let command = std::mem::take(&mut self.command);
+        let harmless = [&b"\\restrict "[..], b"\\unrestrict "].iter().any(|known| command.starts_with(known));
+        if harmless {
+            return Ok(());
+        }
+        let shown = String::from_utf8_lossy(&command).trim().escape_debug().to_string();
+        let what = format!(
+            "has the psql command `{shown}`, which may reach out of the database that is restored: load it by hand"
+        );
+        Err(self.corrupt(&what))
     }
 
     /// Takes some of `bytes`, at least one; returns how many.
@@ -222,7 +263,8 @@ impl Plain {
         self.previous = byte;
         self.line_start = byte == b'\n';
         match byte {
-            b'\\' if line_start && self.statement.is_empty() => self.state = State::Meta,
+            // What `pg_dump` writes has no backslash anywhere else outside of quotes.
+            b'\\' if self.confined || line_start && self.statement.is_empty() => self.state = State::Meta,
             b'\'' => {
                 self.state = State::Single;
                 self.collect(b"'");
@@ -270,6 +312,9 @@ impl Plain {
     }
 
     fn check_head(&self) -> Result<(), AdapterError> {
+        if self.confined && is_globals(&self.head) {
+            return Err(self.corrupt("is of a whole cluster: load it by hand"));
+        }
         if HEADERS.iter().chain([&YSQL_CLUSTER]).any(|h| find(&self.head, h).is_some()) {
             return Ok(());
         }
@@ -281,6 +326,9 @@ impl Plain {
             return Err(AdapterError::corrupt(format!("the dump `{}` is empty", self.name)));
         }
         self.check_head()?;
+        if !self.command.is_empty() {
+            return Err(self.corrupt("ends within a psql command"));
+        }
         if let State::Data(schema, table, _) | State::BeforeData(schema, table) = &self.state {
             let what = format!("is cut: it ends within the rows of table {schema}.{table}");
             return Err(self.corrupt(&what));
