@@ -12,6 +12,7 @@ mod help;
 mod interrupted;
 mod json;
 mod kills;
+mod legacy;
 mod neo4j_kills;
 mod redis;
 mod redis_kills;

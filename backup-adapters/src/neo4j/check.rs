@@ -243,6 +243,46 @@ mod tests {
 
     use super::*;
 
+    /// Members by name; those that end with `/` are folders.
+    fn copy(names: &[&str]) -> Result<Evidence, AdapterError> {
+        let mut tar = tar::Builder::new(Vec::new());
+        for name in names {
+            let mut header = tar::Header::new_gnu();
+            header.set_entry_type(match name.ends_with('/') {
+                true => tar::EntryType::Directory,
+                false => tar::EntryType::Regular,
+            });
+            header.set_size(0);
+            header.set_mode(0o644);
+            header.set_mtime(0);
+            tar.append_data(&mut header, name, std::io::empty()).unwrap();
+        }
+        let bytes = tar.into_inner().unwrap();
+        let mut check = CopyCheck { parser: Parser::new(), copy: Copy::default() };
+        check.update(&bytes)?;
+        Box::new(check).finish()
+    }
+
+    #[test]
+    fn a_copy_of_old_is_one_data_directory() {
+        const TOP: &str = "neo4j_bak_20250301_040000";
+        let (store, logs) = (format!("{TOP}/databases/neo4j/x"), format!("{TOP}/transactions/neo4j/y"));
+        let dir = format!("{TOP}/");
+        copy(&[&dir, &store, &logs]).unwrap();
+        copy(&["./", &store, &logs, &format!("{TOP}/server_id")]).unwrap();
+        for (names, why) in [
+            (vec![dir.as_str(), &store], "neo4j_bak_…/transactions"),
+            (vec![dir.as_str(), &logs], "neo4j_bak_…/databases"),
+            (vec![store.as_str(), &logs, "databases/neo4j/x"], "`databases/neo4j/x`"),
+            (vec![store.as_str(), &logs, TOP], "outside of"),
+            (vec![store.as_str(), &logs, "neo4j_bak_20250301_050000/databases/z/z"], "more than one folder"),
+            (vec![store.as_str(), &logs, "neo4j_bak_/x"], "`neo4j_bak_/x`"),
+        ] {
+            let e = copy(&names).unwrap_err();
+            assert!(e.to_string().contains(why), "{names:?}: {e}");
+        }
+    }
+
     fn dump(files: u64) -> Vec<u8> {
         let mut tar = tar::Builder::new(Vec::new());
         for n in 0..3 {

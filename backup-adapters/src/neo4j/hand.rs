@@ -3,6 +3,7 @@
 use backup_core::{HandContext, HandStep, shell_quote};
 
 use super::server::{SYSTEM, Server};
+use crate::legacy::LEGACY;
 
 /// The steps, with the names of this backup's container.
 pub(super) fn steps(server: &Server, backup: &HandContext<'_>) -> Vec<HandStep> {
@@ -33,6 +34,12 @@ pub(super) fn steps(server: &Server, backup: &HandContext<'_>) -> Vec<HandStep> 
             steps.push(HandStep::new(
                 format!("Load database `{database}`. (Neo4j 4.4: `neo4j-admin load --from=- --database=… --force`.)"),
                 format!("{decode} | {run} {}", shell_quote(&load)),
+            ));
+        } else if artifact.attributes.contains_key(LEGACY) {
+            let unpack = "cd /data && tar -xf - --strip-components=1";
+            steps.push(HandStep::new(
+                "Unpack the files. They were copied while the server wrote them: Neo4j may not open them.",
+                format!("{decode} | {run} {}", shell_quote(unpack)),
             ));
         } else {
             let unpack = "cd /data && tar -xf - && mv data/databases . && if [ -d data/dbms ]; then cp -R data/dbms .; fi \

@@ -7,5 +7,8 @@ mod capture;
 mod conformance;
 mod faults;
 mod graph;
+mod legacy;
+#[path = "../common/old.rs"]
+mod old;
 mod restore;
 mod support;

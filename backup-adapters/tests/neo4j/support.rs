@@ -179,7 +179,7 @@ pub(crate) fn adapter(keys: &str) -> Arc<dyn ServiceAdapter> {
 
 /// Knows the canary, and a wrong password.
 #[derive(Debug)]
-struct Secrets;
+pub(crate) struct Secrets;
 
 impl SecretResolver for Secrets {
     fn resolve(&self, reference: &SecretRef) -> Result<Secret, ConfigError> {

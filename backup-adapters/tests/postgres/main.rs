@@ -8,6 +8,9 @@ mod conformance;
 mod containers;
 mod exchange;
 mod faults;
+mod legacy;
+#[path = "../common/old.rs"]
+mod old;
 mod restore;
 mod support;
 mod traps;

@@ -98,6 +98,10 @@ impl Cluster {
         }
     }
 
+    pub(crate) fn programs(&self, name: &str) -> PathBuf {
+        bin().join(name)
+    }
+
     fn client(&self, name: &str) -> Command {
         let mut command = Command::new(bin().join(name));
         command.env("PGHOST", &self.dir).env("PGUSER", "postgres").env("PGCONNECT_TIMEOUT", "10");

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use backup_core::catalog::BackupState;
 use backup_core::engine::{RestorePreview, RestoreRequest, Selector};
 use backup_core::{Interval, ServiceName};
 use serde_json::json;
@@ -111,6 +112,10 @@ fn show(cx: &Context, preview: &RestorePreview) {
             line.insert("plan".to_owned(), json!(plan));
             line.insert("passed_over".to_owned(), json!(passed_over));
             line.insert("as_of".to_owned(), json!(as_of));
+            line.insert("consistency".to_owned(), json!(metadata.consistency));
+            if entry.state == BackupState::Legacy {
+                line.insert("warnings".to_owned(), json!(metadata.capture.warnings));
+            }
         }
         cx.ui.json(&line);
         return;
@@ -125,6 +130,11 @@ fn show(cx: &Context, preview: &RestorePreview) {
             format::size(metadata.plain_bytes()),
         ),
     ];
+    if entry.state == BackupState::Legacy {
+        let warned = metadata.capture.warnings.iter();
+        out.push(format!("  {} {}", paint(YELLOW, "no evidence:"), metadata.consistency));
+        out.extend(warned.map(|line| format!("  {} {line}", paint(YELLOW, "beware:"))));
+    }
     out.extend(passed_over.iter().map(|line| format!("  {} {line}", paint(YELLOW, "not taken:"))));
     out.extend(plan.steps.iter().enumerate().map(|(n, step)| format!("  {}. {step}", n + 1)));
     for replaced in &plan.replaces {

@@ -1,7 +1,7 @@
 //! `backup show`.
 
 use backup_core::catalog::{BackupState, Entry, Fact, FactKind, Filter, RESTORE_MD};
-use backup_core::engine::Engine;
+use backup_core::engine::{Engine, LegacyView};
 use backup_core::{FactBody, Metadata, StoreKey};
 use serde_json::json;
 
@@ -60,9 +60,21 @@ impl Args {
                 newest
             }
         };
+        let legacy = match found.state {
+            BackupState::Legacy => Some(engine.legacy(&found.id).await?),
+            _ => None,
+        };
         if self.by_hand {
-            let text = engine.catalog().read_file(&found.id, RESTORE_MD).await?;
-            let text = String::from_utf8_lossy(&text);
+            let text = match &legacy {
+                Some(LegacyView { problem: Some(problem), .. }) => {
+                    return Err(CliError::failed(problem.clone()));
+                }
+                Some(view) => view.by_hand.clone(),
+                None => {
+                    let text = engine.catalog().read_file(&found.id, RESTORE_MD).await?;
+                    String::from_utf8_lossy(&text).into_owned()
+                }
+            };
             if cx.ui.is_json() {
                 cx.ui.json(&json!({"event": "by-hand", "id": found.id, "text": text}));
             } else {
@@ -81,10 +93,21 @@ impl Args {
                 facts.iter().map(|(fact, body)| json!({"fact": fact, "body": body})).collect();
             if let Some(line) = line.as_object_mut() {
                 line.extend([("metadata".to_owned(), json!(metadata)), ("facts".to_owned(), json!(facts))]);
+                if let Some(view) = &legacy {
+                    let warnings = view.metadata.as_ref().map(|m| &m.capture.warnings);
+                    line.insert(
+                        "legacy".to_owned(),
+                        json!({"directory": view.dir, "problem": view.problem, "warnings": warnings}),
+                    );
+                }
             }
             cx.ui.json(&line);
         } else {
-            cx.ui.product(&text(cx, engine, found, metadata.as_ref(), &facts));
+            let mut out = text(cx, engine, found, metadata.as_ref(), &facts);
+            if let Some(view) = &legacy {
+                out.push_str(&old(view));
+            }
+            cx.ui.product(&out);
         }
         Ok(Done::ok())
     }
@@ -137,6 +160,42 @@ fn text(
         lines.push(artifacts(metadata));
     }
     lines.join("\n")
+}
+
+/// What is known of a backup of the old scripts, and what can be done with it.
+fn old(view: &LegacyView) -> String {
+    let mut out = String::new();
+    let mut line = |name: &str, value: String| out.push_str(&format!("\n  {name:14}{value}"));
+    let dir = &view.dir;
+    if let Some(host) = &dir.host {
+        line("made by", format!("the old scripts on {host}"));
+    }
+    let recorded = [
+        dir.status.as_ref().map(|status| format!("status {status}")),
+        dir.size_bytes.map(format::size),
+        dir.backed_up_at.map(|at| format!("as of {}", format::time(at))),
+    ];
+    let recorded: Vec<String> = recorded.into_iter().flatten().collect();
+    let recorded = if recorded.is_empty() { "nothing".to_owned() } else { recorded.join(", ") };
+    line("recorded", recorded);
+    for file in &dir.files {
+        line("file", format!("{} ({})", file.name.escape_debug(), format::size(file.bytes)));
+    }
+    match (&view.metadata, &view.problem) {
+        (Some(metadata), _) => {
+            line("kind", metadata.adapter.clone());
+            line("consistency", metadata.consistency.to_string());
+            for warning in &metadata.capture.warnings {
+                line("warning", warning.clone());
+            }
+            let id = metadata.id();
+            line("restored by", format!("backup restore {} --at {id}", metadata.service));
+            line("by hand", format!("backup show {id} --by-hand"));
+        }
+        (None, Some(problem)) => line("problem", problem.clone()),
+        (None, None) => {}
+    }
+    out
 }
 
 fn state(entry: &Entry) -> String {

@@ -18,6 +18,8 @@ use crate::render::report;
 ///
 /// Levels: `stored` compares the SHA-256 of the stored files; `content` also decodes everything, compares it with what
 /// was captured and checks the format; `restore` also restores into scratch and counts.
+///
+/// Backups of the old scripts are verified only if they are named: by their format, as nothing was recorded of them.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:

@@ -31,8 +31,8 @@ pub struct LegacyView {
 }
 
 /// Warns of every one of them, in verifications, plans and reports.
-const NO_EVIDENCE: &str = "made by the old scripts, which recorded no checksum and no count: it is whole as far as its format \
-     can tell, and nothing proves that it holds what the service held";
+const NO_EVIDENCE: &str = "made by the old scripts, which recorded no checksum and no count: at best it is whole as far as \
+     its format can tell; nothing proves that it holds what the service held";
 
 impl Engine {
     /// What is known of a backup that is listed as legacy. Reads no data.

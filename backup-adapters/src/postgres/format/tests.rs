@@ -93,6 +93,38 @@ fn the_trailer_as_a_value_proves_nothing() {
     assert!(parse(DumpFormat::Plain, fake.as_bytes(), 64).unwrap_err().contains("is cut"));
 }
 
+/// As of a dump by the scripts before this program.
+fn confined(text: &str, size: usize) -> Result<Contents, String> {
+    let mut parser = Parser::new(DumpFormat::Plain, "app").confined();
+    for chunk in text.as_bytes().chunks(size) {
+        parser.update(chunk).map_err(|e| e.to_string())?;
+    }
+    parser.finish().map_err(|e| e.to_string())
+}
+
+#[test]
+fn a_confined_dump_has_no_commands_of_psql() {
+    for size in [1, 7, PLAIN.len()] {
+        assert_eq!(confined(PLAIN, size).unwrap(), parse(DumpFormat::Plain, PLAIN.as_bytes(), size).unwrap());
+        for (before, command) in [
+            ("SET standard", "\\connect live\nSET standard"),
+            ("SET standard", "\\c\nSET standard"),
+            ("SET standard", "  \\! rm -r /\nSET standard"),
+            ("SET standard", "SELECT 1 \\gexec\nSET standard"),
+            ("SET standard", "\\restricted x\nSET standard"),
+            ("\\unrestrict abc", "\\connect live"),
+            ("\\unrestrict abc\n\n", "\\connect live"),
+        ] {
+            let text = PLAIN.replacen(before, command, 1);
+            assert_ne!(text, PLAIN, "{command}");
+            let e = confined(&text, size).unwrap_err();
+            assert!(e.contains("psql command"), "{command} in pieces of {size}: {e}");
+        }
+        let cluster = PLAIN.replace("PostgreSQL database", "PostgreSQL database cluster");
+        assert!(confined(&cluster, size).unwrap_err().contains("whole cluster"));
+    }
+}
+
 #[test]
 fn other_text_is_no_dump() {
     assert!(parse(DumpFormat::Plain, "hello\n".repeat(500).as_bytes(), 64).is_err());
