@@ -254,6 +254,8 @@ mod tests {
             });
             header.set_size(0);
             header.set_mode(0o644);
+            header.set_uid(0);
+            header.set_gid(0);
             header.set_mtime(0);
             tar.append_data(&mut header, name, std::io::empty()).unwrap();
         }

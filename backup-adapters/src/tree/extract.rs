@@ -342,3 +342,27 @@ impl Sink for Extractor {
         if mem::take(&mut self.in_file) { self.files.end() } else { Ok(()) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn below_the_top_means_below_any_one_folder() {
+        let dest = |below_top| Dest {
+            prefix: Vec::new(),
+            below_top,
+            parent: PathBuf::new(),
+            name: OsString::from("x"),
+        };
+        let inside = |path: &'static str, below_top| {
+            let dest = dest(below_top);
+            dest.inside(path.as_bytes()).map(|p| String::from_utf8(p.to_vec()).unwrap())
+        };
+        assert_eq!(inside("top/a/b", true).as_deref(), Some("a/b"));
+        assert_eq!(inside("top", true).as_deref(), Some(""));
+        assert_eq!(inside("", true), None);
+        assert_eq!(inside("top/a/b", false).as_deref(), Some("top/a/b"));
+        assert_eq!(inside("", false).as_deref(), Some(""));
+    }
+}

@@ -77,13 +77,6 @@ fn said(report: &RunReport) -> (Outcome, String) {
     (report.outcome(), errors.join("; "))
 }
 
-pub(crate) fn gzip(bytes: &[u8]) -> Vec<u8> {
-    use std::io::Write as _;
-    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-    encoder.write_all(bytes).unwrap();
-    encoder.finish().unwrap()
-}
-
 pub(crate) fn ok() -> (Outcome, String) {
     (Outcome::Ok, String::new())
 }

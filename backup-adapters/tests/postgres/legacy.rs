@@ -7,12 +7,19 @@ use backup_adapters::postgres::PostgresConfig;
 use backup_core::catalog::VerifyLevel;
 use backup_core::{Outcome, chain};
 
-use crate::old::{Old, gzip, ok};
+use crate::old::{Old, ok};
 use crate::restore::stand_in;
 use crate::support::{Canary, Cluster, SAMPLE};
 
 const AT: &str = "20250301_040000";
 const FILE: &str = "yugabyte_20250301_040000.sql.gz";
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    use std::io::Write as _;
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
 
 /// What `pg_dump` prints with further arguments, as the scripts kept it.
 fn dump(server: &Cluster, args: &[&str]) -> Vec<u8> {
