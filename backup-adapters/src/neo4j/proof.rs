@@ -116,7 +116,7 @@ async fn count(cx: &OpContext, second: &Helper) -> Result<(Evidence, Vec<String>
     loop {
         let tried = async {
             let mut bolt = tunnel(cx, second).await?;
-            let databases = server::online(cx, &mut bolt).await;
+            let databases = opened(cx, &mut bolt).await;
             let databases = match databases {
                 Ok(databases) => databases,
                 Err(e) => {
@@ -140,12 +140,24 @@ async fn count(cx: &OpContext, second: &Helper) -> Result<(Evidence, Vec<String>
                 second.log().await
             )));
         }
-        // A database that cannot be opened stays offline and says why.
-        if late.to_string().contains("is offline") && late.to_string().len() > 120 || Instant::now() > until {
+        if Instant::now() > until {
             return Err(AdapterError::corrupt("Neo4j does not open the restored data").with_source(late));
         }
         cx.within(sleep(LOOK)).await?;
     }
+}
+
+/// The databases, once all are online.
+///
+/// # Errors
+/// `Corrupt` for one that the server could not open; `Unavailable` as long as one may come up.
+async fn opened(cx: &OpContext, bolt: &mut Bolt) -> Result<Vec<server::Database>, AdapterError> {
+    let all = server::databases(cx, bolt).await?;
+    if let Some((database, why)) = all.iter().find_map(|d| Some((d, d.failure()?))) {
+        let what = format!("Neo4j does not open the restored data: database `{}`: {why}", database.name);
+        return Err(AdapterError::corrupt(what));
+    }
+    server::online(cx, bolt).await
 }
 
 async fn tunnel(cx: &OpContext, second: &Helper) -> Result<Bolt, AdapterError> {

@@ -108,6 +108,12 @@ impl Database {
     pub(super) fn is_online(&self) -> bool {
         self.status == "online"
     }
+
+    /// Why it did not come up, if the server tried to start it and gave up: it does not try again.
+    pub(super) fn failure(&self) -> Option<&str> {
+        let gave_up = self.wanted == "online" && matches!(self.status.as_str(), "offline" | "dirty");
+        Some(self.why.trim()).filter(|why| gave_up && !why.is_empty())
+    }
 }
 
 /// The databases, by name.
