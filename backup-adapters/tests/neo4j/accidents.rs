@@ -11,7 +11,7 @@ use backup_core::{AdapterErrorKind, Event, EventSink, OpContext, chain};
 
 use crate::faults::bring_back;
 use crate::graph::Graph;
-use crate::support::{Xfs, adapter, bench, captured, docker, run, with_secrets};
+use crate::support::{Disk, adapter, bench, captured, docker, run, with_secrets};
 
 /// Does something when a phase begins, and goes on.
 struct Then<F>(&'static str, F);
@@ -92,7 +92,7 @@ async fn a_full_spool_is_told_and_the_server_runs() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs Docker and root"]
 async fn a_clone_on_a_full_disk_fails_and_the_server_runs() {
-    let xfs = Xfs::new();
+    let xfs = Disk::xfs();
     let data = xfs.folder("data");
     let graph = Graph::over(&data);
     graph.seed("page", 50);

@@ -4,7 +4,7 @@ use backup_core::testkit::adapter_suite::{Captured, Damage};
 use backup_core::{Consistency, RestoreTarget, ServiceAdapter, chain};
 
 use crate::graph::Graph;
-use crate::support::{Writer, Xfs, bench, captured, with_secrets, written};
+use crate::support::{Disk, Writer, bench, captured, with_secrets, written};
 
 /// Restores into a folder, and tells what a server over it holds.
 pub(crate) async fn in_a_folder(
@@ -87,8 +87,17 @@ async fn a_stopped_copy_holds_every_commit() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs Docker and root"]
 async fn a_clone_holds_every_commit_and_interrupts_for_less_than_a_second() {
-    let xfs = Xfs::new();
-    let data = xfs.folder("data");
+    cloned_on(&Disk::xfs()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Docker and root"]
+async fn a_clone_on_btrfs_holds_every_commit() {
+    cloned_on(&Disk::btrfs()).await;
+}
+
+async fn cloned_on(disk: &Disk) {
+    let data = disk.folder("data");
     let graph = Graph::over(&data);
     let (backup, _) = under_a_writer(&graph, "capture = 'auto'").await;
     assert_eq!(
@@ -104,7 +113,7 @@ async fn a_clone_holds_every_commit_and_interrupts_for_less_than_a_second() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs Docker and root"]
 async fn split_logs_are_cloned_and_restored() {
-    let xfs = Xfs::new();
+    let xfs = Disk::xfs();
     let (data, logs) = (xfs.folder("data"), xfs.folder("logs"));
     let graph = Graph::with(&[
         "-v",

@@ -9,7 +9,7 @@ use backup_core::{AdapterErrorKind, Event, EventSink, OpContext, RestoreTarget, 
 use futures::FutureExt;
 
 use crate::graph::Graph;
-use crate::support::{Xfs, bench, captured, docker, wait_for, with_secrets};
+use crate::support::{Disk, bench, captured, docker, wait_for, with_secrets};
 
 /// Panics in a phase, which ends everything there as a kill does: nothing is tidied up.
 #[derive(Debug)]
@@ -76,7 +76,7 @@ async fn a_dump_killed_in_each_phase() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs Docker and root"]
 async fn a_clone_killed_in_each_phase() {
-    let xfs = Xfs::new();
+    let xfs = Disk::xfs();
     let data = xfs.folder("data");
     let graph = Graph::over(&data);
     graph.seed("page", 50);

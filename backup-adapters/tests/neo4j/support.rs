@@ -121,19 +121,27 @@ pub(crate) fn written(graph: &Graph) -> u32 {
     numbers[0]
 }
 
-/// An XFS of its own, that can clone files.
-pub(crate) struct Xfs {
+/// A file system of its own, that can clone files.
+pub(crate) struct Disk {
     dir: tempfile::TempDir,
 }
 
-impl Xfs {
-    pub(crate) fn new() -> Self {
+impl Disk {
+    pub(crate) fn xfs() -> Self {
+        Self::new("mkfs.xfs", &["-q", "-m", "reflink=1"])
+    }
+
+    pub(crate) fn btrfs() -> Self {
+        Self::new("mkfs.btrfs", &["-q"])
+    }
+
+    fn new(program: &str, options: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let image = dir.path().join("image");
         std::fs::File::create(&image).unwrap().set_len(2 << 30).unwrap();
         let this = Self { dir };
         std::fs::create_dir(this.path()).unwrap();
-        run("mkfs.xfs", &["-q", "-m", "reflink=1", image.to_str().unwrap()]);
+        run(program, &[options, &[image.to_str().unwrap()]].concat());
         run("mount", &["-o", "loop", image.to_str().unwrap(), this.path().to_str().unwrap()]);
         this
     }
@@ -151,7 +159,7 @@ impl Xfs {
     }
 }
 
-impl Drop for Xfs {
+impl Drop for Disk {
     fn drop(&mut self) {
         // A container that is just going may still use it.
         for lazy in [&["-q"][..], &["-q"], &["-l"]] {
