@@ -19,6 +19,7 @@ use super::mode::{CaptureMode, choose};
 use super::places::{self, Places};
 use super::replica;
 use super::server::{self, Facts};
+use super::tools;
 
 /// How long an interruption may last that nothing else limits.
 const LONGEST: Duration = Duration::from_secs(4 * 3600);
@@ -35,6 +36,8 @@ pub(super) struct Found {
     pub(super) container: Inspection,
     /// `None` if the server does not run.
     pub(super) facts: Option<Facts>,
+    /// As the server tells, or its programs.
+    pub(super) version: Option<String>,
     pub(super) places: Places,
     before: Evidence,
     warnings: Vec<String>,
@@ -42,7 +45,7 @@ pub(super) struct Found {
 
 impl Found {
     pub(super) fn major(&self) -> u32 {
-        self.facts.as_ref().map_or(5, Facts::major)
+        self.version.as_deref().map_or(5, server::major)
     }
 }
 
@@ -73,8 +76,13 @@ pub(super) async fn look(neo4j: &Neo4j, cx: &OpContext) -> Result<Found, Adapter
             return Err(AdapterError::new(AdapterErrorKind::Conflict, what));
         }
     }
+    let version = match &facts {
+        Some(facts) => Some(facts.version.clone()),
+        // Without it, the newer names of programs and settings are tried.
+        None => tools::version(server, cx, None).await.ok(),
+    };
     let places = Places::find(server, cx, &container, facts.as_ref()).await?;
-    Ok(Found { container, facts, places, before, warnings })
+    Ok(Found { container, facts, version, places, before, warnings })
 }
 
 /// Captures the server.

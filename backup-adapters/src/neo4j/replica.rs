@@ -94,6 +94,25 @@ fn first_file(dir: &Path) -> io::Result<Option<PathBuf>> {
     Ok(None)
 }
 
+/// The names of the folders in `dir`, sorted, without what a restore keeps aside.
+///
+/// # Errors
+/// I/O errors.
+pub(super) fn folders(dir: &Path) -> Result<Vec<String>, AdapterError> {
+    let list = || -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in fs::read_dir(dir)? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() && !is_left_out(&entry.file_name()) {
+                names.push(entry.file_name().to_string_lossy().into_owned());
+            }
+        }
+        names.sort();
+        Ok(names)
+    };
+    list().map_err(failed("list", dir))
+}
+
 /// Bytes that the files below `dir` occupy, as far as they would be copied.
 pub(super) fn occupied(dir: &Path, except: &[PathBuf]) -> io::Result<u64> {
     let mut sum = 0;

@@ -127,9 +127,11 @@ pub(super) async fn databases(cx: &OpContext, bolt: &mut Bolt) -> Result<Vec<Dat
         }
         rows => rows?,
     };
-    let columns = ["name", "requestedStatus", "currentStatus", "statusMessage", "store", "type"];
+    // 4.4 calls the message an error.
+    let columns = ["name", "requestedStatus", "currentStatus", "statusMessage", "error", "store", "type"];
     let mut all: Vec<Database> = Vec::new();
-    for [name, wanted, status, why, store, kind] in rows.texts(columns) {
+    for [name, wanted, status, message, error, store, kind] in rows.texts(columns) {
+        let why = if message.is_empty() { error } else { message };
         if kind == "composite" {
             continue;
         }
@@ -197,10 +199,6 @@ impl Facts {
             transactions: of(TRANSACTIONS),
             home: of(HOME),
         })
-    }
-
-    pub(super) fn major(&self) -> u32 {
-        major(&self.version)
     }
 }
 

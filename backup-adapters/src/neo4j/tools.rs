@@ -197,6 +197,33 @@ pub(super) async fn admin(
     Ok(outcome.status.code.unwrap_or(0))
 }
 
+/// The version of the programs in `image`, or in that of the server: what a server that does not run cannot say.
+///
+/// # Errors
+/// Those of the runtime, and `Unsupported` if the program says something else.
+pub(super) async fn version(
+    server: &Server,
+    cx: &OpContext,
+    image: Option<String>,
+) -> Result<String, AdapterError> {
+    let spec = HelperSpec { user: "7474:7474".to_owned(), image, ..HelperSpec::default() };
+    let helper = cx.within(server.docker.helper(&cx.run_id, spec)).await??;
+    let run = async {
+        let command = ExecCommand::new(["neo4j-admin", "--version"]).with_deadline(cx.deadline);
+        let running = helper.exec(command).await?;
+        let printed: Vec<_> = running.stdout.try_collect().await?;
+        running.outcome.await?;
+        Ok(printed.concat())
+    };
+    let printed = cx.within(run).await;
+    helper.close().await?;
+    let printed = String::from_utf8_lossy(&printed??).into_owned();
+    let number = printed.split_whitespace().find(|word| word.starts_with(|c: char| c.is_ascii_digit()));
+    number.map(str::to_owned).ok_or_else(|| {
+        AdapterError::unsupported(format!("`neo4j-admin` of {server} does not tell its version"))
+    })
+}
+
 /// The arguments that dump every database into [`FILES`].
 pub(super) fn dump(major: u32, databases: &[String]) -> Vec<Vec<String>> {
     if major >= 5 {

@@ -3,13 +3,14 @@
 use backup_core::testkit::adapter_suite::{Captured, Damage};
 use backup_core::{Consistency, RestoreTarget, ServiceAdapter, chain};
 
-use crate::graph::Graph;
+use crate::graph::{Graph, Release};
 use crate::support::{Disk, Writer, bench, captured, with_secrets, written};
 
 /// Restores into a folder, and tells what a server over it holds.
 pub(crate) async fn in_a_folder(
     adapter: &dyn ServiceAdapter,
     backup: &Captured,
+    release: Release,
     dir: &std::path::Path,
 ) -> Graph {
     let bench = bench();
@@ -22,12 +23,12 @@ pub(crate) async fn in_a_folder(
     // Neo4j's own check, and its counts.
     let found = adapter.probe(&cx, &target).await.unwrap_or_else(|e| panic!("{}", chain(&e)));
     assert_eq!(backup.report.evidence.contradictions(&found), Vec::<String>::new());
-    Graph::open_over(&dir.join("data"))
+    Graph::open_over(release, &dir.join("data"))
 }
 
 /// Under a writer: every commit that was acknowledged before the capture is in it, without a hole.
 #[expect(clippy::print_stdout, reason = "figures for whoever asks with --nocapture")]
-async fn under_a_writer(graph: &Graph, keys: &str) -> (Captured, u32) {
+pub(crate) async fn under_a_writer(graph: &Graph, keys: &str) -> (Captured, u32) {
     let adapter = graph.adapter(keys);
     graph.seed("page", 2000);
     let before = graph.content();
@@ -44,7 +45,7 @@ async fn under_a_writer(graph: &Graph, keys: &str) -> (Captured, u32) {
     assert!(later > acknowledged || backup.report.mode.starts_with("stop"), "the writer could not go on");
     assert!(graph.is_running());
     let dir = tempfile::tempdir().unwrap();
-    let restored = in_a_folder(&*adapter, &backup, dir.path()).await;
+    let restored = in_a_folder(&*adapter, &backup, graph.release, dir.path()).await;
     assert_eq!(restored.content(), before, "{keys}");
     let there = written(&restored);
     assert!(there >= acknowledged, "{keys}: {acknowledged} were acknowledged, {there} are restored");

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use backup_core::testkit::adapter_suite::AdapterFixture;
 use backup_core::{OpContext, ServiceAdapter};
 
-use crate::graph::Graph;
+use crate::graph::{Graph, Release};
 use crate::support::{CANARY, adapter, with_secrets};
 
 struct Fixture {
@@ -37,7 +37,7 @@ impl AdapterFixture for Fixture {
         self.graph.content()
     }
     async fn restored(&self, dir: &Path) -> String {
-        Graph::open_over(&dir.join("data")).content()
+        Graph::open_over(Release::Five, &dir.join("data")).content()
     }
     fn context(&self, cx: OpContext) -> OpContext {
         with_secrets(cx)

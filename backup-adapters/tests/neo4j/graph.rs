@@ -41,14 +41,39 @@ impl Drop for Guard {
 /// Servers with a volume of their own that no test uses at the moment: a start takes its time.
 static IDLE: Mutex<Vec<(String, Guard)>> = Mutex::new(Vec::new());
 
-/// Small, and quick to end: else it waits 10 s for clients that there are none of.
-const SETTINGS: [&str; 5] = [
-    "NEO4J_server_memory_heap_max__size=256m",
-    "NEO4J_server_memory_pagecache_size=64m",
-    "NEO4J_db_tx__log_preallocate=false",
-    "NEO4J_server_config_strict__validation_enabled=false",
-    "NEO4J_internal_server_bolt_thread__pool__shutdown__wait__time=100ms",
-];
+/// A version, and the settings that make it small, and quick to end: else it waits 10 s for clients that there are none of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Release {
+    Five,
+    /// The older one with long-term support, 4.4.
+    Four,
+}
+
+impl Release {
+    fn image(self) -> String {
+        match self {
+            Self::Five => image(),
+            Self::Four => "backup-test/neo4j:4.4".to_owned(),
+        }
+    }
+
+    fn settings(self) -> &'static [&'static str] {
+        match self {
+            Self::Five => &[
+                "NEO4J_server_memory_heap_max__size=256m",
+                "NEO4J_server_memory_pagecache_size=64m",
+                "NEO4J_db_tx__log_preallocate=false",
+                "NEO4J_server_config_strict__validation_enabled=false",
+                "NEO4J_internal_server_bolt_thread__pool__shutdown__wait__time=100ms",
+            ],
+            Self::Four => &[
+                "NEO4J_dbms_memory_heap_max__size=256m",
+                "NEO4J_dbms_memory_pagecache_size=64m",
+                "NEO4J_dbms_tx__log_preallocate=false",
+            ],
+        }
+    }
+}
 
 /// A server that one test uses.
 pub(crate) struct Graph {
@@ -57,6 +82,7 @@ pub(crate) struct Graph {
     guard: Option<Guard>,
     /// Whether another test may have it afterwards.
     shared: bool,
+    pub(crate) release: Release,
 }
 
 impl Graph {
@@ -68,7 +94,8 @@ impl Graph {
             this.shared = true;
             return this;
         };
-        let this = Self { name, password: Some(CANARY), guard: Some(guard), shared: true };
+        let (password, guard, release) = (Some(CANARY), Some(guard), Release::Five);
+        let this = Self { name, password, guard, shared: true, release };
         this.tidy();
         this
     }
@@ -89,7 +116,12 @@ impl Graph {
 
     /// A server over a folder of this host.
     pub(crate) fn over(dir: &Path) -> Self {
-        Self::with(&["-v", &format!("{}:/data", dir.display())])
+        Self::over_of(Release::Five, dir)
+    }
+
+    pub(crate) fn over_of(release: Release, dir: &Path) -> Self {
+        let (auth, volume) = (format!("NEO4J_AUTH=neo4j/{CANARY}"), format!("{}:/data", dir.display()));
+        Self::run(release, &["-e", &auth, "-v", &volume], &[], Some(CANARY))
     }
 
     pub(crate) fn with(options: &[&str]) -> Self {
@@ -97,29 +129,27 @@ impl Graph {
     }
 
     /// One that asks for no password.
-    pub(crate) fn open_over(dir: &Path) -> Self {
-        Self::run(&["-e", "NEO4J_AUTH=none", "-v", &format!("{}:/data", dir.display())], &[], None)
+    pub(crate) fn open_over(release: Release, dir: &Path) -> Self {
+        Self::run(release, &["-e", "NEO4J_AUTH=none", "-v", &format!("{}:/data", dir.display())], &[], None)
     }
 
     /// With arguments for the image.
     pub(crate) fn running(options: &[&str], arguments: &[&str]) -> Self {
         let auth = format!("NEO4J_AUTH=neo4j/{CANARY}");
         let options: Vec<&str> = ["-e", &auth].into_iter().chain(options.iter().copied()).collect();
-        Self::run(&options, arguments, Some(CANARY))
+        Self::run(Release::Five, &options, arguments, Some(CANARY))
     }
 
-    fn run(options: &[&str], arguments: &[&str], password: Option<&'static str>) -> Self {
+    fn run(release: Release, options: &[&str], arguments: &[&str], password: Option<&'static str>) -> Self {
         let n = NUMBER.fetch_add(1, Ordering::Relaxed);
         let name = format!("backup-test-{}-{n}-neo4j", std::process::id());
         let guard = Some(Guard::new(&name));
-        let this = Self { name, password, guard, shared: false };
+        let this = Self { name, password, guard, shared: false, release };
         let label = format!("backup-test={}", std::process::id());
         let mut args = vec!["run", "-d", "--name", &this.name, "--label", &label];
-        for setting in SETTINGS {
-            args.extend(["-e", setting]);
-        }
+        release.settings().iter().for_each(|setting| args.extend(["-e", setting]));
         args.extend_from_slice(options);
-        let image = image();
+        let image = release.image();
         args.push(&image);
         args.extend_from_slice(arguments);
         docker(&args);

@@ -6,6 +6,7 @@ mod accidents;
 mod capture;
 mod conformance;
 mod faults;
+mod four;
 mod graph;
 mod legacy;
 #[path = "../common/old.rs"]

@@ -17,8 +17,7 @@ pub(crate) async fn restored(
 }
 
 /// There, restarted, and back again.
-async fn round_trip(mode: &str) {
-    let graph = Graph::start();
+pub(crate) async fn round_trip(graph: &Graph, mode: &str) {
     let adapter = graph.adapter(&format!("capture = '{mode}'"));
     graph.seed("backup", 500);
     let old = graph.content();
@@ -50,13 +49,13 @@ async fn round_trip(mode: &str) {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs Docker"]
 async fn dumps_there_and_back() {
-    round_trip("stop-dump").await;
+    round_trip(&Graph::start(), "stop-dump").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs Docker"]
 async fn files_there_and_back() {
-    round_trip("pause-copy").await;
+    round_trip(&Graph::start(), "pause-copy").await;
 }
 
 /// The password was changed since: the old one comes back with the data, and that is no failure.

@@ -125,8 +125,8 @@ impl Taken {
                 report.evidence.counts_after.insert(name, count);
             }
         }
+        report.service_version = self.found.version;
         if let Some(facts) = &self.found.facts {
-            report.service_version = Some(facts.version.clone());
             report.evidence.notes.insert("edition".into(), facts.edition.clone());
             let names: Vec<&str> = facts.databases.iter().map(|d| d.name.as_str()).collect();
             report.evidence.notes.insert("databases".into(), names.join(", "));

@@ -94,7 +94,12 @@ impl Taking {
         let helper = tools::beside(server, cx, &self.found.places, self.found.major(), &files).await?;
         let names: Vec<String> = match &self.found.facts {
             Some(facts) => facts.databases.iter().map(|d| d.name.clone()).collect(),
-            None => Vec::new(),
+            // Newer programs know by themselves.
+            None if self.found.major() >= 5 => Vec::new(),
+            None => {
+                let dir = self.found.places.data.join("databases");
+                blocking(move || replica::folders(&dir)).await?
+            }
         };
         let mut exit_codes = BTreeMap::new();
         let mut stopped = match self.stop(&mut exit_codes).await {

@@ -14,6 +14,7 @@ use super::super::Neo4j;
 use super::super::capture::{DATA, TRANSACTIONS, blocking};
 use super::super::places::{self, Places};
 use super::super::server::Facts;
+use super::super::tools;
 use super::{Job, failed, number};
 
 pub(in crate::neo4j) async fn plan(
@@ -83,7 +84,11 @@ pub(in crate::neo4j) async fn plan(
                 RunState::Running => running_facts(neo4j, cx).await?,
                 _ => None,
             };
-            refuse_version(cx, backup, facts.as_ref())?;
+            let version = match &facts {
+                Some(facts) => Some(facts.version.clone()),
+                None => tools::version(&neo4j.server, cx, None).await.ok(),
+            };
+            refuse_version(cx, backup, version.as_deref())?;
             let places = Places::find(&neo4j.server, cx, container, facts.as_ref()).await?;
             job.home = facts.and_then(|f| f.home);
             (job.uid, job.gid) = (places.uid, places.gid);
@@ -141,12 +146,12 @@ async fn running_facts(neo4j: &Neo4j, cx: &OpContext) -> Result<Option<Facts>, A
 }
 
 /// A newer server opens older data, and then no older one does; never the other way round.
-fn refuse_version(cx: &OpContext, backup: &Metadata, live: Option<&Facts>) -> Result<(), AdapterError> {
+fn refuse_version(cx: &OpContext, backup: &Metadata, live: Option<&str>) -> Result<(), AdapterError> {
     let numbers = |version: &str| {
         let mut parts = version.split('.').map(|p| p.parse::<u32>().unwrap_or(0));
         (parts.next().unwrap_or(0), parts.next().unwrap_or(0))
     };
-    let (Some(then), Some(now)) = (&backup.service_version, live.map(|f| f.version.as_str())) else {
+    let (Some(then), Some(now)) = (&backup.service_version, live) else {
         return Ok(());
     };
     if cx.force || numbers(then) <= numbers(now) && numbers(then).0 == numbers(now).0 {

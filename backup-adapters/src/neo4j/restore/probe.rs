@@ -8,7 +8,7 @@ use backup_core::{AdapterError, AdapterErrorKind, Evidence, OpContext, RestoreTa
 use super::super::Neo4j;
 use super::super::capture::{DATA, blocking};
 use super::super::proof::{self, Subject};
-use super::super::{places, server};
+use super::super::{places, server, tools};
 use super::exchange::Done;
 use super::record::read_record;
 use super::{IMAGE, failed};
@@ -37,7 +37,8 @@ pub(in crate::neo4j) async fn probe(
         Err(e) => return Err(e),
     };
     let user = format!("{uid}:{gid}");
-    let subject = Subject { data, transactions: None, user, image, major: 5, home: None };
+    let major = server::major(&tools::version(&neo4j.server, cx, image.clone()).await?);
+    let subject = Subject { data, transactions: None, user, image, major, home: None };
     proof::prove(&neo4j.server, cx, &subject, true).await
 }
 

@@ -1,0 +1,1 @@
+../neo4j/CypherShell.java
