@@ -203,8 +203,7 @@ async fn reclaim(engine: &Engine, dead: &[RunId]) -> Result<Vec<String>, Adapter
     for run in dead {
         for left in find::list(engine, Some(format!("{}={run}", beside::RUN_LABEL))).await? {
             let id = left.id.clone().unwrap_or_default();
-            let request = beside::remove(engine.client().await?, &id);
-            engine.call("remove a container of a dead run", request).await.or_else(beside::gone)?;
+            beside::remove_wholly(engine, engine.client().await?, &id).await?;
             removed.push(format!("container `{}`, which was there for run {run}", find::name(&left)));
         }
     }

@@ -17,6 +17,7 @@ use bollard::query_parameters::{
 };
 use futures::StreamExt as _;
 use tokio::io::AsyncWrite;
+use tokio::time::{Instant, sleep};
 
 use super::engine::{Engine, one_line};
 use super::{find, lifecycle, state_of};
@@ -30,6 +31,10 @@ pub(super) const IDLE: [&str; 3] = ["sh", "-c", "cat >/dev/null"];
 /// How much of a log is kept for an error, in lines, and how long the engine may take to tell.
 const LOG_LINES: &str = "6";
 const LOG: Duration = Duration::from_secs(5);
+
+/// How long the engine may take to remove a container, and how often it is asked.
+const GOING: Duration = Duration::from_secs(60);
+const LOOK: Duration = Duration::from_millis(100);
 
 /// What keeps [`IDLE`] alive.
 pub(super) type Input = Mutex<Pin<Box<dyn AsyncWrite + Send>>>;
@@ -139,7 +144,7 @@ struct Removal {
 impl Removal {
     async fn now(mut self) -> Result<(), AdapterError> {
         self.done = true;
-        self.engine.call("remove a container of ours", remove(&self.client, &self.id)).await.or_else(gone)
+        remove_wholly(&self.engine, &self.client, &self.id).await
     }
 }
 
@@ -156,16 +161,23 @@ impl Drop for Removal {
     }
 }
 
-pub(super) async fn remove(client: &Docker, id: &str) -> Result<(), bollard::errors::Error> {
+async fn remove(client: &Docker, id: &str) -> Result<(), bollard::errors::Error> {
     // Its mounts are named, so that this removes only what its image declares and the service did not mount.
     let options = RemoveContainerOptions { v: true, force: true, ..Default::default() };
     client.remove_container(id, Some(options)).await
 }
 
-/// It is gone, or going: both is what was asked for.
-pub(super) fn gone(e: AdapterError) -> Result<(), AdapterError> {
-    match e.kind() {
-        AdapterErrorKind::NotFound | AdapterErrorKind::Conflict => Ok(()),
-        _ => Err(e),
+/// Removes a container, and waits until it is gone, also where the engine is at it already.
+///
+/// # Errors
+/// Those of the engine; `Conflict` if it is still going after [`GOING`].
+pub(super) async fn remove_wholly(engine: &Engine, client: &Docker, id: &str) -> Result<(), AdapterError> {
+    let until = Instant::now() + GOING;
+    loop {
+        match engine.call("remove a container of ours", remove(client, id)).await {
+            Err(e) if e.kind() == AdapterErrorKind::NotFound => return Ok(()),
+            Err(e) if e.kind() == AdapterErrorKind::Conflict && Instant::now() < until => sleep(LOOK).await,
+            done => return done,
+        }
     }
 }
