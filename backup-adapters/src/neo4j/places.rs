@@ -62,10 +62,9 @@ impl Places {
             transactions = transactions.or_else(|| set("_transaction_logs_root", ".transaction.logs.root"));
         }
         let inside_data = absolute(data.as_deref().unwrap_or("data"));
-        let inside_tx = match transactions {
-            Some(text) => absolute(&text),
-            None => inside_data.join("transactions"),
-        };
+        // Below the data directory, unless it is absolute (`GraphDatabaseSettings.transaction_logs_root_path`); 4.4 tells
+        // the bare name.
+        let inside_tx = inside_data.join(transactions.as_deref().unwrap_or("transactions"));
         let (data, data_mount) = on_host(server, container, &inside_data)?;
         let (transactions, tx_mount) = on_host(server, container, &inside_tx)?;
         let looked = data.clone();

@@ -68,7 +68,13 @@ impl Conf {
                 format!("{connector}.http.enabled=false"),
                 "dbms.usage_report.enabled=false".to_owned(),
                 // Else it waits 10 s for clients that there are none of. A version that does not know it ignores it.
-                "internal.server.bolt.thread_pool_shutdown_wait_time=100ms".to_owned(),
+                format!(
+                    "{}=100ms",
+                    name(
+                        "internal.server.bolt.thread_pool_shutdown_wait_time",
+                        "dbms.connector.bolt.unsupported_thread_pool_shutdown_wait_time"
+                    )
+                ),
             ]);
             if let Some(home) = &self.home {
                 lines.push(format!(

@@ -70,6 +70,7 @@ impl Release {
                 "NEO4J_dbms_memory_heap_max__size=256m",
                 "NEO4J_dbms_memory_pagecache_size=64m",
                 "NEO4J_dbms_tx__log_preallocate=false",
+                "NEO4J_dbms_connector_bolt_unsupported__thread__pool__shutdown__wait__time=100ms",
             ],
         }
     }
@@ -105,13 +106,18 @@ impl Graph {
         let _runs = Command::new("docker").args(["unpause", &self.name]).output();
         docker(&["start", &self.name]);
         self.wait_until_up();
-        let kept = "rm -rf /data/*.backup.* /data/.*.restore-* /data/.backup-clone-*";
-        docker(&["exec", "-u", "0", &self.name, "sh", "-c", kept]);
+        self.forget_kept();
         self.cypher("MATCH (n) DETACH DELETE n");
         for row in self.cypher("SHOW INDEXES YIELD name, type WHERE type <> 'LOOKUP' RETURN name") {
             let [name]: [String; 1] = serde_json::from_str(&row).unwrap();
             self.cypher(&format!("DROP INDEX {name}"));
         }
+    }
+
+    /// Removes what restores have kept aside.
+    pub(crate) fn forget_kept(&self) {
+        let kept = "rm -rf /data/*.backup.* /data/.*.restore-* /data/.backup-clone-*";
+        docker(&["exec", "-u", "0", &self.name, "sh", "-c", kept]);
     }
 
     /// A server over a folder of this host.
