@@ -13,7 +13,8 @@
 //! there into one archive and removed. What the server leaves out without a word is looked for: collections, and tenants
 //! that are not loaded.
 //!
-//! A server without that module is exported instead: see `export`.
+//! With the module `backup-s3` it writes into a bucket, from where they are collected and removed likewise. A server with
+//! neither is exported instead: see `export`.
 //!
 //! A restore runs a server of the same image beside the live one, which restores the backup into a folder in the live
 //! one's volume, and counts it. Only then the live server is stopped for as long as it takes to exchange the two.
@@ -33,6 +34,7 @@ mod model;
 mod place;
 mod reclaim;
 mod restore;
+mod s3;
 mod server;
 mod tenants;
 mod twin;
@@ -49,6 +51,7 @@ use backup_core::{
 use serde::Deserialize;
 use url::Url;
 
+pub use self::s3::S3Config;
 use self::server::Server;
 use crate::runtime::{DockerRuntime, ServiceSecret};
 
@@ -73,6 +76,11 @@ pub struct WeaviateConfig {
     /// What is done about tenants that are not loaded, which the server leaves out of its backups.
     #[serde(default)]
     pub inactive_tenants: Inactive,
+    /// Where the server puts its own backups.
+    #[serde(default)]
+    pub backend: Backend,
+    /// How this host reaches the bucket of the module `backup-s3`.
+    pub s3: Option<S3Config>,
 }
 
 /// How the data is captured.
@@ -80,13 +88,27 @@ pub struct WeaviateConfig {
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum CaptureMode {
-    /// By the server's own backup if it has the module `backup-filesystem`, else by an export, with a warning.
+    /// By the server's own backup if it has the module `backup-filesystem` or `backup-s3`, else by an export, with a warning.
     #[default]
     Auto,
     /// By the server's own backup, or not at all.
     Backup,
     /// All objects with their vectors, collection by collection, while applications write. Without users and roles.
     Export,
+}
+
+/// Where the server puts its own backups, until their files are collected.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Backend {
+    /// Into its folder if it has the module `backup-filesystem`, else into its bucket if it has `backup-s3`.
+    #[default]
+    Auto,
+    /// Into its folder.
+    Filesystem,
+    /// Into its bucket.
+    S3,
 }
 
 /// What is done about tenants that are not loaded.
@@ -133,7 +155,15 @@ impl AdapterConfig for WeaviateConfig {
         if self.api_key.as_ref().is_some_and(ServiceSecret::in_container) && self.container.is_none() {
             return Err(ConfigError::new("a key in a container needs `container`").at("api_key"));
         }
+        if self.capture == CaptureMode::Export && self.backend != Backend::Auto {
+            return Err(ConfigError::new("an export needs no `backend`").at("backend"));
+        }
+        if self.s3.is_some() && (self.capture == CaptureMode::Export || self.backend == Backend::Filesystem) {
+            return Err(ConfigError::new("no bucket is used, as `capture` or `backend` says").at("s3"));
+        }
         let server = Server {
+            s3: self.s3.unwrap_or_default().check(&cx.base_dir, self.container.is_some())?,
+            backend: self.backend,
             container: self.container.map(DockerRuntime::new),
             url: self.url,
             port: self.port.unwrap_or(PORT),
@@ -174,9 +204,9 @@ impl ServiceAdapter for Weaviate {
     async fn check(&self, cx: &OpContext) -> Result<(), AdapterError> {
         let api = self.server.connect(cx).await?;
         let facts = server::facts(&api, cx).await?;
-        let backups = facts.backups(&api, self.mode)?;
-        if let Some(backups) = backups {
-            self.server.files(cx, backups).await?;
+        let backups = facts.backups(&self.server, self.mode)?;
+        if let Some(backups) = &backups {
+            self.server.files(cx, backups, &reclaim::backup_id(cx)).await?;
         }
         server::check_rights(&api, cx, backups.is_some()).await
     }
@@ -263,6 +293,6 @@ impl ServiceAdapter for Weaviate {
     }
 
     async fn reclaim(&self, cx: &OpContext, dead: &[RunId]) -> Result<Vec<String>, AdapterError> {
-        reclaim::reclaim(&self.server, cx, dead).await
+        reclaim::reclaim(&self.server, self.mode, cx, dead).await
     }
 }

@@ -1,14 +1,16 @@
 //! From a server to a stream: its own backup, whose files are collected, and what it holds before and after.
 
+mod made;
+mod report;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use backup_core::runtime::{Announced, ServiceRuntime as _};
+use backup_core::runtime::Announced;
 use backup_core::{
-    AdapterError, AdapterErrorKind, Artifact, ArtifactName, BackupSource, CaptureReport, Consistency,
-    Evidence, OpContext, ReadOutcome,
+    AdapterError, AdapterErrorKind, Artifact, ArtifactName, BackupSource, CaptureReport, Evidence, OpContext,
+    ReadOutcome,
 };
 use chrono::{DateTime, Utc};
 use futures::stream;
@@ -20,7 +22,7 @@ use super::census::Schema;
 use super::files::{Files, archive_of};
 use super::job::{Job, Kind, phase};
 use super::model;
-use super::server::{self, Facts, Server};
+use super::server::{self, Backups, Facts, Server};
 use super::{CaptureMode, Inactive, export, reclaim, tenants};
 
 /// How long the end of a capture may take: the run waits for it.
@@ -39,7 +41,7 @@ struct State {
     api: Api,
     facts: Facts,
     /// Where the server's own backup lies; `None` for an export.
-    files: Option<Files>,
+    files: Option<Arc<dyn Files>>,
     told: Arc<std::sync::Mutex<export::Told>>,
     job: Job,
     /// The server was asked to begin.
@@ -63,13 +65,13 @@ pub(super) async fn open(
 ) -> Result<BackupSource, AdapterError> {
     let api = server.connect(cx).await?;
     let facts = server::facts(&api, cx).await?;
-    let backups = facts.backups(&api, how)?.map(Path::to_owned);
+    let backups = facts.backups(server, how)?;
     server::check_rights(&api, cx, backups.is_some()).await?;
     let mut warnings = Vec::new();
     let files = match &backups {
         Some(backups) => {
-            let files = server.files(cx, backups).await?;
-            warnings = reclaim::sweep(&api, cx, &files).await?;
+            let files = server.files(cx, backups, &reclaim::backup_id(cx)).await?;
+            warnings = reclaim::sweep(&api, cx, &*files, backups.backend()).await?;
             Some(files)
         }
         None => {
@@ -97,7 +99,11 @@ pub(super) async fn open(
     }
     let now = cx.clock.now();
     let state = State {
-        job: Job { id: reclaim::backup_id(cx), kind: Kind::Create },
+        job: Job {
+            backend: backups.as_ref().map_or(server::FOLDER, Backups::backend),
+            id: reclaim::backup_id(cx),
+            kind: Kind::Create,
+        },
         api,
         facts,
         files,
@@ -189,7 +195,7 @@ impl State {
         } else {
             cx.within(tokio::time::sleep_until(settled)).await?;
             let files = self.files()?;
-            self.run(cx, &files, &schema).await?;
+            self.run(cx, &*files, &schema).await?;
             let size = files.size(&self.job.id).await;
             let body = files.archive(cx, &self.job.id).await?;
             let artifact = Artifact::stream(name, "tar", body);
@@ -211,67 +217,8 @@ impl State {
             .with_attribute("inactive_tenants", serde_json::to_value(left).unwrap_or_default()))
     }
 
-    fn files(&self) -> Result<Files, AdapterError> {
+    fn files(&self) -> Result<Arc<dyn Files>, AdapterError> {
         self.files.clone().ok_or_else(|| AdapterError::unsupported("an export has no files of the server"))
-    }
-
-    /// Lets the server make its backup, and compares it with what is there.
-    async fn run(&mut self, cx: &OpContext, files: &Files, schema: &Schema) -> Result<(), AdapterError> {
-        phase(cx, "the server makes its backup");
-        let began = Instant::now();
-        self.begun = true;
-        let named = self.job.start(&self.api, cx).await?;
-        self.job.wait(&self.api, cx, Some(files)).await?;
-        self.server_ms = began.elapsed().as_millis();
-        self.done = cx.clock.now();
-        let id = &self.job.id;
-        let config = model::Config::parse(&files.read(cx, &format!("{id}/{}", model::CONFIG)).await?)?;
-        if &config.id != id {
-            let what = format!("the server wrote the backup `{}` in the folder of `{id}`", config.id);
-            return Err(AdapterError::corrupt(what));
-        }
-        let mut shards: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
-        let (mut users, mut roles) = (false, false);
-        for node in config.nodes.keys() {
-            let bytes = files.read(cx, &format!("{id}/{node}/{}", model::NODE)).await?;
-            let node = model::Node::parse(&bytes)?;
-            (users, roles) = (users || node.users.is_some(), roles || node.roles.is_some());
-            for class in node.classes() {
-                let names = class.shards().map(|s| s.name.clone());
-                shards.entry(class.name.clone()).or_default().extend(names);
-            }
-        }
-        self.notes.insert("users".to_owned(), if users { "in the backup" } else { "none" }.to_owned());
-        self.notes.insert("roles".to_owned(), if roles { "in the backup" } else { "none" }.to_owned());
-        self.taken = shards.keys().cloned().collect();
-        // Three lists, of which each could be shorter than what is there.
-        let after = Schema::read(&self.api, cx).await?;
-        let config = config.classes();
-        let complete = |class: &str| {
-            self.taken.contains(class)
-                && config.contains(class)
-                && (named.is_empty() || named.contains(class))
-        };
-        let missing: Vec<&str> =
-            schema.names().intersection(&after.names()).copied().filter(|c| !complete(c)).collect();
-        if !missing.is_empty() {
-            let what = format!(
-                "the backup of {} lacks the collections {}: may the user of the API key back up all?",
-                self.api.name(),
-                missing.join(", ")
-            );
-            return Err(AdapterError::new(AdapterErrorKind::PermissionDenied, what));
-        }
-        let (active, still) = (schema.active(), after.active());
-        for (class, tenants) in &active {
-            let (Some(in_backup), Some(still)) = (shards.get(class), still.get(class)) else { continue };
-            let lost = |t: &&String| !in_backup.contains(*t) && still.contains(t);
-            if let Some(tenant) = tenants.iter().find(lost) {
-                let what = format!("the backup of {} lacks tenant `{tenant}` of `{class}`", self.api.name());
-                return Err(AdapterError::corrupt(what));
-            }
-        }
-        Ok(())
     }
 
     async fn lull(&mut self, cx: &OpContext) -> Result<(), AdapterError> {
@@ -321,90 +268,5 @@ impl State {
             _ => None,
         };
         self.report(server, after).await
-    }
-
-    async fn report(
-        &mut self,
-        server: &Server,
-        after: Option<Result<(Schema, Evidence), AdapterError>>,
-    ) -> Result<CaptureReport, AdapterError> {
-        let (mode, consistency) = match self.files {
-            Some(_) => ("filesystem", Consistency::Dump),
-            None => ("export", Consistency::OnlineUnverified),
-        };
-        let mut report = CaptureReport::new(mode, consistency, self.asked, self.done);
-        if let Some((schema, before)) = self.before.take() {
-            report.evidence = before;
-            if self.files.is_none() {
-                self.exported(&mut report.evidence);
-            }
-            match after {
-                Some(Ok((now, after))) => self.compare(&schema, &now, &mut report, &after),
-                // Without a second count the first one is exact only if nobody writes.
-                Some(Err(e)) => self.warnings.push(format!("the objects were not counted afterwards: {e}")),
-                None => {}
-            }
-        }
-        report.evidence.notes.extend(std::mem::take(&mut self.notes));
-        report.evidence.notes.insert("modules".to_owned(), self.facts.modules.join(", "));
-        report.evidence.notes.insert("node".to_owned(), self.facts.node.clone());
-        report.evidence.notes.insert("server_backup_ms".to_owned(), self.server_ms.to_string());
-        report.service_version = Some(self.facts.version.clone());
-        if let Some(docker) = &server.container {
-            report.image = docker.inspect().await.ok().and_then(|i| i.image);
-        }
-        report.warnings = std::mem::take(&mut self.warnings);
-        Ok(report)
-    }
-
-    /// What was exported is known exactly.
-    fn exported(&mut self, evidence: &mut Evidence) {
-        let mut told = self.told.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let Some(found) = told.evidence() else { return };
-        self.warnings.append(&mut told.warnings);
-        self.taken = told.collections();
-        let counted = std::mem::replace(&mut evidence.counts, found.counts);
-        let all_there = ["collections", "tenants"].iter().all(|n| counted.get(*n) == evidence.counts.get(*n));
-        // Which of those that are gone could be searched, nobody knows any more.
-        if let Some(searchable) = counted.get("searchable").filter(|_| all_there) {
-            evidence.counts.insert("searchable".to_owned(), *searchable);
-        }
-    }
-
-    /// What a count may be anywhere between before and after.
-    fn compare(&mut self, before: &Schema, now: &Schema, report: &mut CaptureReport, after: &Evidence) {
-        for class in now.names().difference(&before.names()) {
-            if !self.taken.contains(*class) {
-                self.warnings
-                    .push(format!("collection `{class}` was made meanwhile and is not in this backup"));
-            }
-        }
-        let export = self.files.is_none();
-        // An export has told of those that it does not hold.
-        let deleted = before.names().difference(&now.names()).copied().collect::<Vec<_>>();
-        for class in deleted.into_iter().filter(|class| !export || self.taken.contains(*class)) {
-            self.warnings.push(format!("collection `{class}` was deleted meanwhile"));
-        }
-        let inactive = now.inactive();
-        let unknown = |name: &str| {
-            // Tenants that are asleep again were counted while they were awake.
-            name == "searchable" && !inactive.is_empty()
-                || inactive.iter().any(|(class, tenants)| {
-                    name == format!("objects.{class}")
-                        || tenants.iter().any(|t| name == format!("objects.{class}.{t}"))
-                })
-        };
-        for (name, first) in report.evidence.counts.iter().filter(|(n, _)| !export || *n == "searchable") {
-            let then = match after.counts.get(name) {
-                Some(_) if unknown(name) => *first,
-                Some(then) => *then,
-                None if unknown(name) => *first,
-                // Gone meanwhile: in the backup as a whole, in part, or not at all.
-                None => 0,
-            };
-            if then != *first {
-                report.evidence.counts_after.insert(name.clone(), then);
-            }
-        }
     }
 }

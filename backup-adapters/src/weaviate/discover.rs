@@ -57,9 +57,13 @@ fn value<'a>(container: &'a SeenContainer, name: &str) -> &'a str {
 
 /// How it will be captured, where that is not the good way.
 fn form(container: &SeenContainer) -> &'static str {
-    match value(container, "ENABLE_MODULES").split(',').any(|m| m.trim() == super::server::MODULE) {
-        true => "",
-        false => ", as an export without users and roles: it lacks the module backup-filesystem",
+    let has = |module| value(container, "ENABLE_MODULES").split(',').any(|m| m.trim() == module);
+    if has(super::server::MODULE) {
+        ""
+    } else if has(super::s3::MODULE) {
+        ", through its bucket, which this host must reach"
+    } else {
+        ", as an export without users and roles: it lacks the module backup-filesystem"
     }
 }
 
@@ -126,6 +130,8 @@ mod tests {
         assert!(several.found.is_empty() && several.left_out[0].why.contains("several"));
         assert!(found("weaviate", &[]).found[0].summary.contains("lacks the module backup-filesystem"));
         assert!(!open.found[0].summary.contains("lacks"));
+        let bucket = found("weaviate", &[("ENABLE_MODULES", "backup-s3")]);
+        assert!(bucket.found[0].summary.contains("through its bucket"));
         assert!(found("own-image", &[modules, ("PERSISTENCE_DATA_PATH", "/d")]).found.len() == 1);
         assert!(found("own-image", &[modules]).found.is_empty());
     }

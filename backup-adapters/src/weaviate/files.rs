@@ -1,287 +1,72 @@
-//! The folder in which the server keeps its backups: read, measured and cleaned from here.
+//! The place where the server keeps its backups: read, measured and cleaned from here. And the archives that are made
+//! of it.
+
+mod bucket;
+mod container;
+mod folder;
 
 use std::ffi::OsStr;
-use std::fs::{self, File};
-use std::io::{self, Read};
+use std::fmt;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
 
-use backup_core::runtime::{ExecCommand, ServiceRuntime as _};
-use backup_core::{AdapterError, AdapterErrorKind, ByteStream, CHUNK_BYTES, OpContext, keep_aside};
+use async_trait::async_trait;
+use backup_core::{AdapterError, ByteStream, OpContext};
 use bytes::Bytes;
-use futures::StreamExt;
-use futures::stream;
-use tokio::sync::mpsc;
 
-use crate::runtime::DockerRuntime;
+pub(super) use self::bucket::Bucket;
+pub(super) use self::container::InContainer;
+pub(super) use self::folder::Folder;
 use crate::tree::BLOCK;
-use crate::tree::live::blocking;
 use crate::tree::pax::{Kind, Member, encode, pad};
 
-/// Chunks that may wait for the consumer.
-const AHEAD: usize = 4;
-
-/// How the folder is reached.
-#[derive(Debug, Clone)]
-pub(super) enum Files {
-    /// At this path of this host.
-    Host(PathBuf),
-    /// By programs in the container: its volume cannot be reached from here.
-    Container(DockerRuntime, PathBuf),
-}
-
-fn failed(what: &str, path: &Path) -> impl Fn(io::Error) -> AdapterError + use<> {
-    let message = format!("cannot {what} `{}`", path.display());
-    move |e| AdapterError::io(message.clone(), e)
-}
-
-impl Files {
+/// Where the server keeps its backups: each is a folder, or a common prefix of names, that is called as the backup is.
+#[async_trait]
+pub(super) trait Files: fmt::Debug + Send + Sync {
     /// Everything of the backup `id` as a tar archive. The files must not change any more.
     ///
     /// # Errors
-    /// Those of the runtime; what happens later comes in the stream.
-    pub(super) async fn archive(
-        &self,
-        cx: &OpContext,
-        id: &str,
-    ) -> Result<ByteStream<AdapterError>, AdapterError> {
-        match self {
-            Self::Host(folder) => Ok(archive(cx.clone(), folder.join(id))),
-            Self::Container(docker, folder) => {
-                let folder = folder.display().to_string();
-                let command =
-                    ExecCommand::new(["tar", "-cf", "-", "-C", &folder, id]).with_deadline(cx.deadline);
-                Ok(cx.within(docker.exec(command)).await??.stdout)
-            }
-        }
-    }
+    /// Those of the place; what happens later comes in the stream.
+    async fn archive(&self, cx: &OpContext, id: &str) -> Result<ByteStream<AdapterError>, AdapterError>;
 
-    /// One small file of it.
+    /// One small file, by its path from the top.
     ///
     /// # Errors
-    /// `NotFound`; I/O errors; those of the runtime.
-    pub(super) async fn read(&self, cx: &OpContext, path: &str) -> Result<Vec<u8>, AdapterError> {
-        match self {
-            Self::Host(folder) => {
-                let path = folder.join(path);
-                blocking(move || fs::read(&path).map_err(failed("read", &path))).await
-            }
-            Self::Container(docker, folder) => {
-                let path = folder.join(path).display().to_string();
-                let mut run = cx
-                    .within(docker.exec(ExecCommand::new(["cat", &path]).with_deadline(cx.deadline)))
-                    .await??;
-                let mut all = Vec::new();
-                while let Some(piece) = cx.within(run.stdout.next()).await? {
-                    all.extend_from_slice(&piece?);
-                }
-                Ok(all)
-            }
-        }
+    /// `NotFound`; those of the place.
+    async fn read(&self, cx: &OpContext, path: &str) -> Result<Vec<u8>, AdapterError>;
+
+    /// Bytes of the backup `id` so far, if that is cheap to find out.
+    async fn size(&self, id: &str) -> Option<u64>;
+
+    /// Whether [`Self::size`] grows while the server writes one file.
+    fn grows(&self) -> bool {
+        true
     }
 
-    /// Bytes of the backup so far, if that is cheap to find out.
-    pub(super) async fn size(&self, id: &str) -> Option<u64> {
-        let Self::Host(folder) = self else { return None };
-        let path = folder.join(id);
-        blocking(move || keep_aside::measure(&path).map_err(failed("measure", &path)))
-            .await
-            .ok()
-            .map(|(bytes, _)| bytes)
-    }
-
-    /// The names in the folder.
+    /// The names of the backups.
     ///
     /// # Errors
-    /// I/O errors; those of the runtime.
-    pub(super) async fn names(&self, cx: &OpContext) -> Result<Vec<String>, AdapterError> {
-        match self {
-            Self::Host(folder) => {
-                let folder = folder.clone();
-                blocking(move || {
-                    let unreadable = failed("list", &folder);
-                    let entries = match fs::read_dir(&folder) {
-                        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-                        entries => entries.map_err(&unreadable)?,
-                    };
-                    let mut names = Vec::new();
-                    for entry in entries {
-                        names.extend(entry.map_err(&unreadable)?.file_name().into_string().ok());
-                    }
-                    Ok(names)
-                })
-                .await
-            }
-            Self::Container(docker, folder) => {
-                let folder = folder.display().to_string();
-                let mut run = cx
-                    .within(docker.exec(ExecCommand::new(["ls", "-A1", &folder]).with_deadline(cx.deadline)))
-                    .await??;
-                let mut all = Vec::new();
-                while let Some(piece) = cx.within(run.stdout.next()).await? {
-                    all.extend_from_slice(&piece?);
-                }
-                Ok(String::from_utf8_lossy(&all).lines().map(str::to_owned).collect())
-            }
-        }
-    }
+    /// Those of the place.
+    async fn names(&self, cx: &OpContext) -> Result<Vec<String>, AdapterError>;
 
     /// Removes the backup `id`. Idempotent.
     ///
     /// # Errors
-    /// I/O errors; those of the runtime.
-    pub(super) async fn remove(&self, id: &str) -> Result<(), AdapterError> {
-        match self {
-            Self::Host(folder) => {
-                let path = folder.join(id);
-                blocking(move || keep_aside::remove(&path).map_err(failed("remove", &path))).await
-            }
-            Self::Container(docker, folder) => {
-                let path = folder.join(id).display().to_string();
-                let mut run = docker.exec(ExecCommand::new(["rm", "-rf", &path])).await?;
-                while let Some(piece) = run.stdout.next().await {
-                    piece?;
-                }
-                Ok(())
-            }
-        }
-    }
-}
-
-/// A tar archive of a folder and all in it, under the folder's own name.
-fn archive(cx: OpContext, top: PathBuf) -> ByteStream<AdapterError> {
-    let (sender, receiver) = mpsc::channel(AHEAD);
-    tokio::task::spawn_blocking(move || {
-        let mut out = Out { cx, sender: sender.clone(), chunk: Vec::with_capacity(CHUNK_BYTES) };
-        let name = top.file_name().unwrap_or_default().to_owned();
-        let written = out.folder(&top, name.as_bytes()).and_then(|()| {
-            out.put(&[0; 2 * BLOCK])?;
-            out.flush()
-        });
-        // Nobody listens any more: then nobody needs the end or the reason.
-        let _unheard = sender.blocking_send(written.map(|()| None));
-    });
-    let next = |receiver: Option<mpsc::Receiver<Result<Option<Bytes>, AdapterError>>>| async {
-        let mut receiver = receiver?;
-        match receiver.recv().await {
-            Some(Ok(Some(chunk))) => Some((Ok(chunk), Some(receiver))),
-            Some(Ok(None)) => None,
-            Some(Err(e)) => Some((Err(e), None)),
-            None => {
-                let what = "the reader of the backup's files stopped unexpectedly";
-                Some((Err(AdapterError::new(AdapterErrorKind::Other, what)), None))
-            }
-        }
-    };
-    stream::unfold(Some(receiver), next).boxed()
-}
-
-struct Out {
-    cx: OpContext,
-    sender: mpsc::Sender<Result<Option<Bytes>, AdapterError>>,
-    chunk: Vec<u8>,
-}
-
-impl Out {
-    fn put(&mut self, mut bytes: &[u8]) -> Result<(), AdapterError> {
-        while !bytes.is_empty() {
-            let (now, rest) = bytes.split_at(bytes.len().min(CHUNK_BYTES - self.chunk.len()));
-            self.chunk.extend_from_slice(now);
-            bytes = rest;
-            if self.chunk.len() == CHUNK_BYTES {
-                self.flush()?;
-            }
-        }
-        Ok(())
-    }
-
-    fn flush(&mut self) -> Result<(), AdapterError> {
-        self.cx.check_alive()?;
-        let chunk = std::mem::replace(&mut self.chunk, Vec::with_capacity(CHUNK_BYTES));
-        self.sender.blocking_send(Ok(Some(chunk.into()))).map_err(|_| AdapterError::cancelled())
-    }
-
-    fn folder(&mut self, path: &Path, name: &[u8]) -> Result<(), AdapterError> {
-        let unreadable = failed("read", path);
-        let meta = fs::symlink_metadata(path).map_err(&unreadable)?;
-        self.header(Member { size: 0, ..member(name, Kind::Dir, &meta) })?;
-        let mut entries: Vec<_> = fs::read_dir(path).and_then(Iterator::collect).map_err(&unreadable)?;
-        entries.sort_by_key(fs::DirEntry::file_name);
-        for entry in entries {
-            let (path, name) = (entry.path(), [name, b"/", entry.file_name().as_bytes()].concat());
-            let kind = entry.file_type().map_err(&unreadable)?;
-            if kind.is_dir() {
-                self.folder(&path, &name)?;
-            } else if kind.is_file() {
-                self.file(&path, &name)?;
-            } else {
-                let what = format!("`{}` is neither a file nor a folder", path.display());
-                return Err(AdapterError::unsupported(what));
-            }
-        }
-        Ok(())
-    }
-
-    fn file(&mut self, path: &Path, name: &[u8]) -> Result<(), AdapterError> {
-        let unreadable = failed("read", path);
-        let file = File::open(path).map_err(&unreadable)?;
-        let meta = file.metadata().map_err(&unreadable)?;
-        self.header(Member { size: meta.len(), ..member(name, Kind::File, &meta) })?;
-        let (mut read, mut buffer) = (0, vec![0; CHUNK_BYTES]);
-        let mut reader = &file;
-        loop {
-            let n = match reader.read(&mut buffer) {
-                Ok(n) => n,
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
-                Err(e) => return Err(unreadable(e)),
-            };
-            if n == 0 {
-                break;
-            }
-            read += n as u64;
-            if read > meta.len() {
-                break;
-            }
-            self.put(buffer.get(..n).unwrap_or_default())?;
-        }
-        let after = file.metadata().map_err(&unreadable)?;
-        if read != meta.len()
-            || (after.len(), after.mtime(), after.mtime_nsec())
-                != (meta.len(), meta.mtime(), meta.mtime_nsec())
-        {
-            let what = format!("`{}` changed while it was read", path.display());
-            return Err(AdapterError::new(AdapterErrorKind::Changed, what));
-        }
-        let mut padding = Vec::new();
-        pad(&mut padding, usize::try_from(read % BLOCK as u64).unwrap_or(0));
-        self.put(&padding)
-    }
-
-    fn header(&mut self, member: Member) -> Result<(), AdapterError> {
-        let mut header = Vec::new();
-        encode(&member, &mut header)?;
-        self.put(&header)
-    }
-}
-
-fn member(name: &[u8], kind: Kind, meta: &fs::Metadata) -> Member {
-    Member {
-        mode: meta.mode() & 0o7777,
-        uid: meta.uid().into(),
-        gid: meta.gid().into(),
-        mtime: (meta.mtime(), 0),
-        ..Member::new(name.to_vec(), kind)
-    }
+    /// Those of the place.
+    async fn remove(&self, id: &str) -> Result<(), AdapterError>;
 }
 
 /// A file of an archive.
 pub(super) fn member_of(path: &str, content: &[u8]) -> Result<Vec<u8>, AdapterError> {
-    let mut out = Vec::with_capacity(content.len() + 2 * BLOCK);
-    let member = Member { size: content.len() as u64, mode: 0o644, ..Member::new(path.into(), Kind::File) };
-    encode(&member, &mut out)?;
+    let mut out = file_header(path, content.len() as u64)?;
     out.extend_from_slice(content);
     pad(&mut out, content.len());
+    Ok(out)
+}
+
+/// What comes before the content of a file.
+fn file_header(path: &str, size: u64) -> Result<Vec<u8>, AdapterError> {
+    let mut out = Vec::with_capacity(2 * BLOCK);
+    encode(&Member { size, mode: 0o644, ..Member::new(path.into(), Kind::File) }, &mut out)?;
     Ok(out)
 }
 

@@ -14,9 +14,6 @@ use tokio::time::{Instant, sleep};
 use super::api::{Api, one_line};
 use super::files::Files;
 
-/// The backend of the module `backup-filesystem`.
-pub(super) const ROOT: &str = "/v1/backups/filesystem";
-
 /// How often the status is asked for: at first, and at most.
 const POLL: Duration = Duration::from_millis(200);
 const POLL_LONG: Duration = Duration::from_secs(2);
@@ -26,6 +23,9 @@ const GONE: Duration = Duration::from_secs(45);
 
 /// How long an operation may show no progress. The server has been seen to say STARTED for ever.
 const STALL: Duration = Duration::from_secs(900);
+
+/// The same where a file shows only when it is whole, as objects do: one holds a shard, and takes as long as its upload.
+const STALL_UNSEEN: Duration = Duration::from_secs(7200);
 
 /// How long it may be so once the server was silent: one that was restarted at the wrong moment says STARTED for ever, and
 /// works on nothing (1.35). Only where its files would show progress.
@@ -44,6 +44,8 @@ pub(super) enum Kind {
 /// A backup on the server, by its id.
 #[derive(Debug, Clone)]
 pub(super) struct Job {
+    /// Where: the last part of `/v1/backups/…`.
+    pub(super) backend: &'static str,
     pub(super) id: String,
     pub(super) kind: Kind,
 }
@@ -52,11 +54,16 @@ pub(super) fn phase(cx: &OpContext, phase: &str) {
     cx.events.emit(Event::Phase { service: cx.service.clone(), phase: phase.to_owned() });
 }
 
+/// Where the backups of a backend are.
+pub(super) fn root(backend: &str) -> String {
+    format!("/v1/backups/{backend}")
+}
+
 impl Job {
     fn path(&self) -> String {
         match self.kind {
-            Kind::Create => format!("{ROOT}/{}", self.id),
-            Kind::Restore => format!("{ROOT}/{}/restore", self.id),
+            Kind::Create => format!("{}/{}", root(self.backend), self.id),
+            Kind::Restore => format!("{}/{}/restore", root(self.backend), self.id),
         }
     }
 
@@ -81,7 +88,7 @@ impl Job {
             let (path, body) = match self.kind {
                 Kind::Create => {
                     let level = level.unwrap_or("BestSpeed");
-                    (ROOT.to_owned(), json!({ "id": self.id, "config": { "CompressionLevel": level } }))
+                    (root(self.backend), json!({ "id": self.id, "config": { "CompressionLevel": level } }))
                 }
                 Kind::Restore => {
                     let body = json!({ "config": { "usersOptions": "all", "rolesOptions": "all" } });
@@ -155,12 +162,14 @@ impl Job {
         &self,
         api: &Api,
         cx: &OpContext,
-        files: Option<&Files>,
+        files: Option<&dyn Files>,
     ) -> Result<(), AdapterError> {
         let (mut poll, mut moved) = (POLL, Instant::now());
         let mut seen = (String::new(), None);
         let mut silent: Option<Instant> = None;
-        let mut limit = STALL;
+        let unseen = files.is_some_and(|files| !files.grows());
+        let (usual, short) = if unseen { (STALL_UNSEEN, STALL) } else { (STALL, STALL_AFTER_SILENCE) };
+        let mut limit = usual;
         let noun = self.noun();
         loop {
             let trouble = match api.once(cx, Method::GET, &self.path(), None).await {
@@ -199,14 +208,14 @@ impl Job {
             if let Some(trouble) = trouble {
                 let since = *silent.get_or_insert_with(Instant::now);
                 if trouble.kind() == AdapterErrorKind::Unavailable {
-                    limit = STALL_AFTER_SILENCE;
+                    limit = short;
                 }
                 if since.elapsed() > GONE {
                     let what =
                         format!("{} does not tell about the {noun} `{}` any more", api.name(), self.id);
                     return Err(AdapterError::new(trouble.kind(), what).with_source(trouble));
                 }
-            } else if moved.elapsed() > if seen.1.is_some() { limit } else { STALL } {
+            } else if moved.elapsed() > if seen.1.is_some() { limit } else { usual } {
                 let what = format!(
                     "{}: the {noun} `{}` has said {} for {} s and nothing moves",
                     api.name(),

@@ -5,9 +5,10 @@ use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::Value;
 use std::ffi::OsStr;
 
+use super::CaptureMode;
 use super::api::Api;
 use super::files::{Files, is_plain};
-use super::job::{Job, Kind, ROOT};
+use super::job::{Job, Kind, root};
 use super::server::{self, Server};
 
 /// Backups of ours that are older than this are left-overs, whoever made them.
@@ -31,8 +32,20 @@ pub(super) fn backup_id(cx: &OpContext) -> String {
 ///
 /// # Errors
 /// Those of the requests.
-pub(super) async fn sweep(api: &Api, cx: &OpContext, files: &Files) -> Result<Vec<String>, AdapterError> {
-    let listed = match api.get(cx, ROOT).await {
+pub(super) async fn sweep(
+    api: &Api,
+    cx: &OpContext,
+    files: &dyn Files,
+    backend: &str,
+) -> Result<Vec<String>, AdapterError> {
+    let asked = async {
+        // The server reads every backup to list them, which in a bucket takes its time.
+        if !files.names(cx).await?.iter().any(|id| id.starts_with(&prefix(cx))) {
+            return Ok(Value::Null);
+        }
+        api.get(cx, &root(backend)).await
+    };
+    let listed = match asked.await {
         Ok(listed) => listed,
         // Older servers list nothing. It is no more than tidying up.
         Err(e) => {
@@ -62,6 +75,7 @@ fn old_one<'a>(cx: &OpContext, backup: &'a Value) -> Option<&'a str> {
 /// Ends and removes what `dead` runs left.
 pub(super) async fn reclaim(
     server: &Server,
+    mode: CaptureMode,
     cx: &OpContext,
     dead: &[RunId],
 ) -> Result<Vec<String>, AdapterError> {
@@ -74,20 +88,21 @@ pub(super) async fn reclaim(
     }
     let api = server.connect(cx).await?;
     let facts = server::facts(&api, cx).await?;
-    let Some(backups) = &facts.backups else { return Ok(removed) };
-    let files = server.files(cx, backups).await?;
     let wanted: Vec<String> =
         dead.iter().map(|run| format!("{}{}", prefix(cx), plain(run.as_str()))).collect();
-    for id in files.names(cx).await? {
-        if !wanted.contains(&id) {
-            continue;
+    for backups in facts.reclaimable(server, mode) {
+        let files = server.files(cx, &backups, &backup_id(cx)).await?;
+        for id in files.names(cx).await? {
+            if !wanted.contains(&id) {
+                continue;
+            }
+            let job = Job { backend: backups.backend(), id: id.clone(), kind: Kind::Create };
+            if job.is_over(&api, cx).await != Some(true) {
+                job.cancel(&api, cx, std::time::Duration::from_secs(30)).await;
+            }
+            files.remove(&id).await?;
+            removed.push(format!("backup `{id}` on the server"));
         }
-        let job = Job { id: id.clone(), kind: Kind::Create };
-        if job.is_over(&api, cx).await != Some(true) {
-            job.cancel(&api, cx, std::time::Duration::from_secs(30)).await;
-        }
-        files.remove(&id).await?;
-        removed.push(format!("backup `{id}` on the server"));
     }
     Ok(removed)
 }

@@ -9,13 +9,18 @@ use backup_core::{AdapterError, AdapterErrorKind, OpContext};
 use serde_json::Value;
 use url::Url;
 
-use super::CaptureMode;
 use super::api::Api;
-use super::files::Files;
+use super::files::{Files, Folder, InContainer};
+use super::s3::{self, S3Config};
+use super::{Backend, CaptureMode};
 use crate::runtime::{DockerRuntime, ServiceSecret};
 
-/// The module whose files are collected.
+/// The module whose files are collected, unless it is [`s3::MODULE`].
 pub(super) const MODULE: &str = "backup-filesystem";
+
+/// What the API calls them.
+pub(super) const FOLDER: &str = "filesystem";
+const BUCKET: &str = "s3";
 
 /// What brings it.
 pub(super) const REMEDY: &str =
@@ -28,6 +33,8 @@ pub(super) struct Server {
     pub(super) url: Option<Url>,
     pub(super) port: u16,
     pub(super) api_key: Option<ServiceSecret>,
+    pub(super) backend: Backend,
+    pub(super) s3: S3Config,
 }
 
 impl fmt::Display for Server {
@@ -57,7 +64,26 @@ pub(super) struct Facts {
     /// Its name, under which backups keep its part; empty if it does not tell.
     pub(super) node: String,
     /// Where the filesystem module keeps backups, as the server sees it.
-    pub(super) backups: Option<PathBuf>,
+    folder: Option<PathBuf>,
+    /// Where the module for S3 keeps them.
+    bucket: Option<s3::Module>,
+}
+
+/// Where the server puts its backups, as it sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Backups {
+    Folder(PathBuf),
+    Bucket(s3::Module),
+}
+
+impl Backups {
+    /// What the API calls this backend.
+    pub(super) fn backend(&self) -> &'static str {
+        match self {
+            Self::Folder(_) => FOLDER,
+            Self::Bucket(_) => BUCKET,
+        }
+    }
 }
 
 impl Server {
@@ -89,11 +115,27 @@ impl Server {
         self.container.as_ref().map(|c| Arc::new(c.clone()) as Arc<dyn ServiceRuntime>)
     }
 
-    /// How the folder `inside`, as the server sees it, is reached from here.
+    /// How what the server sees as `backups` is reached from here, to hold a backup named `id`.
     ///
     /// # Errors
-    /// `Unsupported` if it is not; those of the runtime.
-    pub(super) async fn files(&self, cx: &OpContext, inside: &Path) -> Result<Files, AdapterError> {
+    /// `Unsupported` if it is not; those of the runtime; what is wrong with a bucket or its keys.
+    pub(super) async fn files(
+        &self,
+        cx: &OpContext,
+        backups: &Backups,
+        id: &str,
+    ) -> Result<Arc<dyn Files>, AdapterError> {
+        match backups {
+            Backups::Folder(inside) => self.folder(cx, inside).await,
+            Backups::Bucket(module) => {
+                let bucket = module.open(cx, &self.s3, self.container.as_ref()).await?;
+                bucket.try_out(cx, id).await?;
+                Ok(Arc::new(bucket))
+            }
+        }
+    }
+
+    async fn folder(&self, cx: &OpContext, inside: &Path) -> Result<Arc<dyn Files>, AdapterError> {
         let Some(docker) = &self.container else {
             let here = self.url.as_ref().and_then(Url::host_str).is_some_and(|host| {
                 host == "localhost"
@@ -103,7 +145,7 @@ impl Server {
                         .is_ok_and(|ip| ip.is_loopback())
             });
             if here && tokio::fs::metadata(inside).await.is_ok_and(|m| m.is_dir()) {
-                return Ok(Files::Host(inside.to_owned()));
+                return Ok(Arc::new(Folder(inside.to_owned())));
             }
             return Err(AdapterError::unsupported(format!(
                 "`{}`, where {self} keeps its backups, is not on this host: name its `container`",
@@ -111,9 +153,9 @@ impl Server {
             )));
         };
         if let Some(path) = cx.within(docker.volume_path(inside)).await?? {
-            return Ok(Files::Host(path));
+            return Ok(Arc::new(Folder(path)));
         }
-        Ok(Files::Container(docker.clone(), inside.to_owned()))
+        Ok(Arc::new(InContainer::new(docker.clone(), inside.to_owned())))
     }
 
     /// Whether the container is there and does not run. Without one: no.
@@ -136,7 +178,8 @@ pub(super) async fn facts(api: &Api, cx: &OpContext) -> Result<Facts, AdapterErr
         return Err(AdapterError::new(AdapterErrorKind::InvalidConfig, what));
     };
     let modules = meta["modules"].as_object();
-    let backups = meta["modules"][MODULE]["backupsPath"].as_str().map(PathBuf::from);
+    let folder = meta["modules"][MODULE]["backupsPath"].as_str().map(PathBuf::from);
+    let bucket = s3::Module::parse(&meta["modules"][s3::MODULE]);
     // Without the right to look at nodes, the server itself refuses to back up a cluster.
     let nodes = match api.get(cx, "/v1/nodes?output=minimal").await {
         Err(e) if matches!(e.kind(), AdapterErrorKind::PermissionDenied | AdapterErrorKind::NotFound) => {
@@ -147,7 +190,7 @@ pub(super) async fn facts(api: &Api, cx: &OpContext) -> Result<Facts, AdapterErr
     let all = nodes["nodes"].as_array().map(Vec::as_slice).unwrap_or_default();
     if all.len() > 1 {
         return Err(AdapterError::unsupported(format!(
-            "{} is a cluster of {} nodes, whose backups need the module backup-s3",
+            "{} is a cluster of {} nodes, which this version does not back up",
             api.name(),
             all.len()
         )));
@@ -157,7 +200,8 @@ pub(super) async fn facts(api: &Api, cx: &OpContext) -> Result<Facts, AdapterErr
         version: version.to_owned(),
         modules: modules.map(|m| m.keys().cloned().collect()).unwrap_or_default(),
         node,
-        backups,
+        folder,
+        bucket,
     })
 }
 
@@ -165,14 +209,39 @@ impl Facts {
     /// Where backups are kept; `None` if an export is made instead.
     ///
     /// # Errors
-    /// `Unsupported`, with what to set, if the module is asked for and off.
-    pub(super) fn backups(&self, api: &Api, mode: CaptureMode) -> Result<Option<&Path>, AdapterError> {
-        match (mode, self.backups.as_deref()) {
-            (CaptureMode::Export, _) | (CaptureMode::Auto, None) => Ok(None),
-            (_, Some(backups)) => Ok(Some(backups)),
-            (CaptureMode::Backup, None) => {
-                Err(AdapterError::unsupported(format!("{} has no module {MODULE}: {REMEDY}", api.name())))
+    /// `Unsupported`, with what to set, if a module is asked for and off.
+    pub(super) fn backups(
+        &self,
+        server: &Server,
+        mode: CaptureMode,
+    ) -> Result<Option<Backups>, AdapterError> {
+        if mode == CaptureMode::Export {
+            return Ok(None);
+        }
+        let folder = || self.folder.clone().map(Backups::Folder);
+        let bucket = || self.bucket.clone().map(Backups::Bucket);
+        let (found, missing) = match server.backend {
+            Backend::Auto => (folder().or_else(bucket), format!("{MODULE}: {REMEDY}")),
+            Backend::Filesystem => (folder(), format!("{MODULE}: {REMEDY}")),
+            Backend::S3 => {
+                let remedy = "add it to ENABLE_MODULES, and set BACKUP_S3_BUCKET";
+                (bucket(), format!("{}: {remedy}", s3::MODULE))
             }
+        };
+        match found {
+            // Whoever names one wants that one.
+            None if mode == CaptureMode::Backup || server.backend != Backend::Auto => {
+                Err(AdapterError::unsupported(format!("{server} has no module {missing}")))
+            }
+            found => Ok(found),
+        }
+    }
+
+    /// Where backups of ours may have stayed: in the bucket only if it is the configured place, for it may be out of reach.
+    pub(super) fn reclaimable(&self, server: &Server, mode: CaptureMode) -> Vec<Backups> {
+        match self.backups(server, mode) {
+            Ok(Some(backups)) => vec![backups],
+            _ => self.folder.clone().map(Backups::Folder).into_iter().collect(),
         }
     }
 }
@@ -249,6 +318,44 @@ mod tests {
         assert_eq!(missing_rights(&serde_json::json!({"username": "u", "roles": []})).len(), 4);
         assert_eq!(missing_rights(&serde_json::json!({"username": "u"})), Vec::<&str>::new());
         assert_eq!(missing_rights(&serde_json::json!({"username": "u", "roles": null})), Vec::<&str>::new());
+    }
+
+    #[test]
+    fn the_bucket_is_used_where_there_is_no_folder_or_where_it_is_asked_for() {
+        let facts = |folder: Option<&str>, bucket: bool| Facts {
+            version: String::new(),
+            modules: Vec::new(),
+            node: String::new(),
+            folder: folder.map(PathBuf::from),
+            bucket: s3::Module::parse(&serde_json::json!({ "bucketName": if bucket { "b" } else { "" } })),
+        };
+        let chosen = |facts: Facts, backend, mode| {
+            let server = Server {
+                container: None,
+                url: None,
+                port: 1,
+                api_key: None,
+                backend,
+                s3: S3Config::default(),
+            };
+            let backups = facts.backups(&server, mode).map_err(|e| e.to_string())?;
+            Ok::<_, String>(backups.map(|b| b.backend()))
+        };
+        use CaptureMode::{Auto, Backup, Export};
+        let both = || facts(Some("/b"), true);
+        assert_eq!(chosen(both(), Backend::Auto, Auto), Ok(Some("filesystem")));
+        assert_eq!(chosen(both(), Backend::S3, Auto), Ok(Some("s3")));
+        assert_eq!(chosen(both(), Backend::Auto, Export), Ok(None));
+        assert_eq!(chosen(facts(None, true), Backend::Auto, Auto), Ok(Some("s3")));
+        assert_eq!(chosen(facts(None, false), Backend::Auto, Auto), Ok(None));
+        for (facts, backend, mode, says) in [
+            (facts(None, false), Backend::Auto, Backup, "backup-filesystem"),
+            (facts(None, true), Backend::Filesystem, Auto, "backup-filesystem"),
+            (facts(Some("/b"), false), Backend::S3, Auto, "backup-s3"),
+        ] {
+            let e = chosen(facts, backend, mode).unwrap_err();
+            assert!(e.contains(says) && e.contains("ENABLE_MODULES"), "{e}");
+        }
     }
 
     #[test]

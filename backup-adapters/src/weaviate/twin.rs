@@ -137,7 +137,7 @@ async fn load_classes(cx: &OpContext, api: &Api, load: &Load) -> Result<Vec<Stri
         }
     };
     phase(cx, "the server restores the backup");
-    let job = Job { id: id.clone(), kind: Kind::Restore };
+    let job = Job { backend: super::server::FOLDER, id: id.clone(), kind: Kind::Restore };
     let classes = job.start(api, cx).await?;
     job.wait(api, cx, None).await?;
     Ok(classes.into_iter().collect())
@@ -185,20 +185,11 @@ async fn environment(
         Some(user) => user,
         None => first(&of("AUTHORIZATION_ADMINLIST_USERS").await?).unwrap_or_else(|| ADMIN.to_owned()),
     };
-    let mut modules: Vec<String> = of("ENABLE_MODULES")
-        .await?
-        .split(',')
-        .map(|m| m.trim().to_owned())
-        .filter(|m| !m.is_empty())
-        .collect();
-    if !modules.iter().any(|m| m == super::server::MODULE) {
-        modules.push(super::server::MODULE.to_owned());
-    }
     let set = |name: &str, value: &str| (name.to_owned(), Some(Secret::new(value)));
     let mut env = vec![
         set("PERSISTENCE_DATA_PATH", &format!("{INSIDE}/{DATA}")),
         set("BACKUP_FILESYSTEM_PATH", &format!("{INSIDE}/{BACKUPS}")),
-        set("ENABLE_MODULES", &modules.join(",")),
+        set("ENABLE_MODULES", &modules(&of("ENABLE_MODULES").await?)),
         set("AUTHENTICATION_APIKEY_ENABLED", "true"),
         ("AUTHENTICATION_APIKEY_ALLOWED_KEYS".to_owned(), Some(key.clone())),
         set("AUTHENTICATION_APIKEY_USERS", &admin),
@@ -222,7 +213,29 @@ async fn environment(
     Ok(env)
 }
 
+/// The modules of the service, and for backups the one that reads a folder. With another one, this server would find the
+/// live one's bucket, and mark what that just writes there as canceled: each does so when it starts (1.35).
+fn modules(live: &str) -> String {
+    let others = live.split(',').map(str::trim).filter(|m| !m.is_empty() && !m.starts_with("backup-"));
+    others.chain([super::server::MODULE]).collect::<Vec<_>>().join(",")
+}
+
 /// The folders below `folder`.
 pub(super) fn parts(folder: &Path) -> (PathBuf, PathBuf) {
     (folder.join(DATA), folder.join(BACKUPS))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_does_not_meet_the_bucket_of_the_live_server() {
+        assert_eq!(modules(""), "backup-filesystem");
+        assert_eq!(modules("backup-filesystem"), "backup-filesystem");
+        assert_eq!(
+            modules("backup-s3, text2vec-openai ,,offload-s3"),
+            "text2vec-openai,offload-s3,backup-filesystem"
+        );
+    }
 }
