@@ -214,7 +214,8 @@ async fn environment(
 }
 
 /// The modules of the service, and for backups the one that reads a folder. With another one, this server would find the
-/// live one's bucket, and mark what that just writes there as canceled: each does so when it starts (1.35).
+/// live one's bucket, and mark what that just writes there as canceled, as it does at its start where
+/// ENABLE_CLEANUP_UNFINISHED_BACKUPS is set (1.35).
 fn modules(live: &str) -> String {
     let others = live.split(',').map(str::trim).filter(|m| !m.is_empty() && !m.starts_with("backup-"));
     others.chain([super::server::MODULE]).collect::<Vec<_>>().join(",")

@@ -9,4 +9,5 @@ mod faults;
 mod killed;
 mod proxy;
 mod restore;
+mod s3;
 mod support;

@@ -2,6 +2,7 @@
 
 mod context;
 mod digest;
+pub(crate) mod storage;
 
 use std::process::Command;
 use std::sync::Arc;
