@@ -23,6 +23,7 @@ mod streams;
 mod support;
 mod systemd;
 mod tour;
+mod weaviate_kills;
 
 #[test]
 fn no_test_file_is_forgotten() {
