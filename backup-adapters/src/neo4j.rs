@@ -5,7 +5,7 @@
 //! kind = "neo4j"
 //! container = "truthsi-neo4j"
 //! password = { env = "NEO4J_PASSWORD" }
-//! capture = "auto"                # clone, stop-dump, stop-copy, pause-copy
+//! capture = "auto"                # clone, stop-dump, stop-copy, pause-copy, online
 //! max_interruption = "5s"         # binds `auto`
 //! ```
 //!
@@ -29,6 +29,7 @@ mod replica;
 mod restore;
 mod server;
 mod tools;
+mod watch;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,6 +1,7 @@
 //! Captures: what the server says before and after, the interruption in between, and the stream.
 
 mod clones;
+mod online;
 mod taken;
 mod taking;
 
@@ -65,6 +66,9 @@ pub(super) async fn look(neo4j: &Neo4j, cx: &OpContext) -> Result<Found, Adapter
             let read = Facts::read(cx, &mut bolt).await?;
             before = server::evidence(cx, &mut bolt, &read.databases).await?;
             bolt.close(cx).await;
+            if neo4j.capture == CaptureMode::Online {
+                online::refuse(server, &read)?;
+            }
             facts = Some(read);
         }
         RunState::Stopped => {
@@ -97,12 +101,18 @@ pub(super) async fn open(neo4j: &Neo4j, cx: &OpContext) -> Result<BackupSource, 
     let bytes = bytes.map_err(|e| AdapterError::io("cannot measure the data of Neo4j", e))?;
     let mut mode = neo4j.capture;
     let mut limit = LONGEST;
-    if matches!(mode, CaptureMode::Auto | CaptureMode::Clone) {
+    let mut clones = false;
+    if mode == CaptureMode::Online && found.facts.is_none() {
+        // Nobody works on the files: they are copied as they are.
+        mode = CaptureMode::StopCopy;
+    }
+    if matches!(mode, CaptureMode::Auto | CaptureMode::Clone | CaptureMode::Online) {
         let refused = match try_clone(cx, &found.places).await {
             Ok(()) => None,
             Err(e) if e.kind() == AdapterErrorKind::Unsupported => Some(e),
             Err(e) => return Err(e),
         };
+        clones = refused.is_none();
         if mode == CaptureMode::Auto {
             limit = neo4j.max_interruption;
             let why = refused.map(|e| e.to_string());
@@ -112,15 +122,18 @@ pub(super) async fn open(neo4j: &Neo4j, cx: &OpContext) -> Result<BackupSource, 
                 // A stop cannot be taken back halfway: what was expected is all that can be said.
                 limit = LONGEST;
             }
-        } else if let Some(e) = refused {
+        } else if mode == CaptureMode::Clone
+            && let Some(e) = refused
+        {
             return Err(e);
         }
     }
-    if mode != CaptureMode::Clone && !cx.force {
+    let shares = mode == CaptureMode::Clone || mode == CaptureMode::Online && clones;
+    if !shares && !cx.force {
         lacks_room(cx, mode, bytes)?;
     }
     let warnings = std::mem::take(&mut found.warnings);
-    let taking = Taking { neo4j: neo4j.clone(), cx: cx.clone(), mode, limit, bytes, found };
+    let taking = Taking { neo4j: neo4j.clone(), cx: cx.clone(), mode, limit, clones, bytes, found };
     // It ends the interruption, and must get to that even if nobody waits any more.
     #[expect(
         clippy::disallowed_methods,

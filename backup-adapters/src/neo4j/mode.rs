@@ -22,6 +22,8 @@ pub enum CaptureMode {
     StopCopy,
     /// Paused while its files are copied.
     PauseCopy,
+    /// Neither: its files are copied while it works on them, and the copy is proven before it counts. Experimental.
+    Online,
 }
 
 impl CaptureMode {
@@ -32,6 +34,7 @@ impl CaptureMode {
             Self::StopDump => "stop-dump",
             Self::StopCopy => "stop-copy",
             Self::PauseCopy => "pause-copy",
+            Self::Online => "online",
         }
     }
 
@@ -39,6 +42,7 @@ impl CaptureMode {
         match self {
             Self::StopDump => Consistency::Dump,
             Self::StopCopy => Consistency::Quiesced,
+            Self::Online => Consistency::OnlineUnverified,
             _ => Consistency::CrashConsistent,
         }
     }
@@ -53,6 +57,7 @@ impl CaptureMode {
             Self::StopDump => restart + Duration::from_secs(10) + at(50_000_000),
             Self::StopCopy => restart + at(150_000_000),
             Self::PauseCopy => Duration::from_millis(500) + at(150_000_000),
+            Self::Online => Duration::ZERO,
         }
     }
 }
@@ -122,6 +127,6 @@ mod tests {
         ] {
             assert!(text.contains(part), "{text}");
         }
-        assert!(!text.contains("`clone`"), "{text}");
+        assert!(!text.contains("`clone`") && !text.contains("`online`"), "{text}");
     }
 }

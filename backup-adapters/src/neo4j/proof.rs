@@ -1,4 +1,4 @@
-//! A second server over restored data: proves that Neo4j opens it, and counts what it holds.
+//! A second server over restored or captured data: proves that Neo4j opens it, and counts what it holds.
 //!
 //! It runs in a container without a network, with bounded memory, and asks for no password: whatever password the backup
 //! holds. We talk to it through a program in that container.
@@ -31,6 +31,8 @@ const TUNNEL: &str =
 /// Data to be proven.
 #[derive(Debug, Clone)]
 pub(super) struct Subject {
+    /// What messages call it: `restored`, `captured`.
+    pub(super) called: &'static str,
     pub(super) data: PathBuf,
     /// The transaction logs, if they are not in the data directory.
     pub(super) transactions: Option<PathBuf>,
@@ -77,9 +79,10 @@ pub(super) async fn prove(
     spec.binds = subject.binds();
     spec.binds.push((conf, CONF.into()));
     spec.program = vec!["neo4j".to_owned(), "console".to_owned()];
-    phase(cx, "starting a second server over the restored data");
+    let called = subject.called;
+    phase(cx, &format!("starting a second server over the {called} data"));
     let second = cx.within(server.docker.helper(&cx.run_id, spec)).await??;
-    let counted = count(cx, &second).await;
+    let counted = count(cx, &second, called).await;
     let ended = match &counted {
         Ok(_) => cx.within(second.stop(GRACE)).await.and_then(|ended| ended),
         Err(_) => Ok(backup_core::runtime::ExitStatus { code: None, killed: false }),
@@ -88,11 +91,11 @@ pub(super) async fn prove(
     let (evidence, databases) = counted?;
     closed?;
     if ended?.killed {
-        let what = "the second server over the restored data does not end by itself";
+        let what = format!("the second server over the {called} data does not end by itself");
         return Err(AdapterError::new(AdapterErrorKind::Timeout, what));
     }
     if check {
-        phase(cx, "checking the consistency of the restored data");
+        phase(cx, &format!("checking the consistency of the {called} data"));
         let helper =
             tools::over(server, cx, subject.image.clone(), &subject.user, subject.major, subject.binds())
                 .await?;
@@ -111,12 +114,17 @@ pub(super) async fn prove(
     Ok(evidence)
 }
 
-async fn count(cx: &OpContext, second: &Helper) -> Result<(Evidence, Vec<String>), AdapterError> {
+async fn count(
+    cx: &OpContext,
+    second: &Helper,
+    called: &str,
+) -> Result<(Evidence, Vec<String>), AdapterError> {
+    let unopened = format!("Neo4j does not open the {called} data");
     let until = Instant::now() + COME_UP;
     loop {
         let tried = async {
             let mut bolt = tunnel(cx, second).await?;
-            let databases = opened(cx, &mut bolt).await;
+            let databases = opened(cx, &mut bolt, &unopened).await;
             let databases = match databases {
                 Ok(databases) => databases,
                 Err(e) => {
@@ -136,12 +144,12 @@ async fn count(cx: &OpContext, second: &Helper) -> Result<(Evidence, Vec<String>
         if let Some(exit) = cx.within(second.ended()).await?? {
             let code = exit.code.unwrap_or(-1);
             return Err(AdapterError::corrupt(format!(
-                "Neo4j does not open the restored data: it ended with exit code {code}; it said: {}",
+                "{unopened}: it ended with exit code {code}; it said: {}",
                 second.log().await
             )));
         }
         if Instant::now() > until {
-            return Err(AdapterError::corrupt("Neo4j does not open the restored data").with_source(late));
+            return Err(AdapterError::corrupt(unopened).with_source(late));
         }
         cx.within(sleep(LOOK)).await?;
     }
@@ -151,10 +159,14 @@ async fn count(cx: &OpContext, second: &Helper) -> Result<(Evidence, Vec<String>
 ///
 /// # Errors
 /// `Corrupt` for one that the server could not open; `Unavailable` as long as one may come up.
-async fn opened(cx: &OpContext, bolt: &mut Bolt) -> Result<Vec<server::Database>, AdapterError> {
+async fn opened(
+    cx: &OpContext,
+    bolt: &mut Bolt,
+    unopened: &str,
+) -> Result<Vec<server::Database>, AdapterError> {
     let all = server::databases(cx, bolt).await?;
     if let Some((database, why)) = all.iter().find_map(|d| Some((d, d.failure()?))) {
-        let what = format!("Neo4j does not open the restored data: database `{}`: {why}", database.name);
+        let what = format!("{unopened}: database `{}`: {why}", database.name);
         return Err(AdapterError::corrupt(what));
     }
     server::online(cx, bolt).await

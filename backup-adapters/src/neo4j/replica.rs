@@ -1,22 +1,22 @@
 //! A second copy of a directory on this host: by sharing its blocks, in no time, or by reading and writing it.
 
-use std::fs::{self, File, FileTimes};
+mod bytes;
+
+use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
 
 use backup_core::{AdapterError, AdapterErrorKind, keep_aside};
-use rustix::fs::{SeekFrom, ioctl_ficlone, seek};
-use rustix::io::Errno;
+
+use self::bytes::{create, dress, file, shares_blocks};
+pub(super) use self::bytes::{log, write};
 
 /// What the names of our clones begin with; the id of the run follows.
 pub(super) const PREFIX: &str = ".backup-clone-";
 
 /// What a server that starts makes anew, and one that finds them takes for another server at work.
 const LOCKS: [&str; 4] = ["store_lock", "database_lock", "quarantine_marker", "write.lock"];
-
-const PIECE: usize = 1 << 20;
 
 /// How files are copied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +25,18 @@ pub(super) enum How {
     Reflink,
     /// They are read and written; holes stay holes.
     Copy,
+    /// A server works on them: whichever of the two goes, and what vanishes meanwhile is left out.
+    Live,
+}
+
+impl How {
+    /// What was tried; nothing, if it is no longer there, and may be so.
+    fn there<T>(self, tried: io::Result<T>) -> io::Result<Option<T>> {
+        match tried {
+            Err(e) if self == Self::Live && e.kind() == io::ErrorKind::NotFound => Ok(None),
+            tried => tried.map(Some),
+        }
+    }
 }
 
 /// What a copy came to.
@@ -60,18 +72,16 @@ pub(super) fn can_reflink(from: &Path, into: &Path) -> Result<(), AdapterError> 
     let source = File::open(&some).map_err(failed("open", &some))?;
     let probe = into.join("probe");
     let target = create(&probe).map_err(failed("create", &probe))?;
-    let tried = ioctl_ficlone(&target, &source);
+    let tried = shares_blocks(&target, &source);
     drop(target);
     fs::remove_file(&probe).map_err(failed("remove", &probe))?;
-    tried.map_err(|e| match e {
-        Errno::OPNOTSUPP | Errno::XDEV | Errno::INVAL | Errno::NOTTY | Errno::NOSYS => {
-            AdapterError::unsupported(format!(
-                "the file system of `{}` cannot clone files (XFS with reflinks and btrfs can)",
-                from.display()
-            ))
-        }
-        e => failed("clone", &some)(e.into()),
-    })
+    match tried.map_err(failed("clone", &some))? {
+        true => Ok(()),
+        false => Err(AdapterError::unsupported(format!(
+            "the file system of `{}` cannot clone files (XFS with reflinks and btrfs can)",
+            from.display()
+        ))),
+    }
 }
 
 fn first_file(dir: &Path) -> io::Result<Option<PathBuf>> {
@@ -131,10 +141,6 @@ pub(super) fn occupied(dir: &Path, except: &[PathBuf]) -> io::Result<u64> {
     Ok(sum)
 }
 
-fn create(path: &Path) -> io::Result<File> {
-    File::options().write(true).create_new(true).mode(0o600).open(path)
-}
-
 /// Copies the tree `from` to `to`, which must not exist, without `except`. `alive` is asked before each file.
 ///
 /// # Errors
@@ -147,23 +153,27 @@ pub(super) fn copy(
     alive: &dyn Fn() -> Result<(), AdapterError>,
 ) -> Result<Copied, AdapterError> {
     let mut copied = Copied::default();
-    let meta = fs::metadata(from).map_err(failed("look at", from))?;
+    let there = how.there(fs::metadata(from)).map_err(failed("look at", from))?;
+    let Some(meta) = there else { return Ok(copied) };
     fs::create_dir(to).map_err(failed("create", to))?;
-    for entry in fs::read_dir(from).map_err(failed("list", from))? {
+    let listed = how.there(fs::read_dir(from)).map_err(failed("list", from))?;
+    for entry in listed.into_iter().flatten() {
         let entry = entry.map_err(failed("list", from))?;
         let (source, target) = (entry.path(), to.join(entry.file_name()));
         if is_left_out(&entry.file_name()) || except.contains(&source) {
             continue;
         }
         alive()?;
-        let kind = entry.file_type().map_err(failed("look at", &source))?;
+        let there = how.there(entry.file_type()).map_err(failed("look at", &source))?;
+        let Some(kind) = there else { continue };
         if kind.is_dir() {
             let below = copy(&source, &target, except, how, alive)?;
             copied.files += below.files;
             copied.bytes += below.bytes;
         } else if kind.is_file() {
+            let Some(bytes) = file(&source, &target, how, alive)? else { continue };
             copied.files += 1;
-            copied.bytes += file(&source, &target, how, alive)?;
+            copied.bytes += bytes;
         } else {
             let what = format!("`{}` is neither a file nor a directory", source.display());
             return Err(AdapterError::unsupported(what));
@@ -174,69 +184,26 @@ pub(super) fn copy(
     Ok(copied)
 }
 
-fn file(
-    source: &Path,
-    target: &Path,
-    how: How,
-    alive: &dyn Fn() -> Result<(), AdapterError>,
-) -> Result<u64, AdapterError> {
-    let from = File::open(source).map_err(failed("open", source))?;
-    let meta = from.metadata().map_err(failed("look at", source))?;
-    let to = create(target).map_err(failed("create", target))?;
-    match how {
-        How::Reflink => ioctl_ficlone(&to, &from).map_err(|e| failed("clone", source)(e.into()))?,
-        How::Copy => {
-            to.set_len(meta.len()).map_err(failed("write", target))?;
-            segments(&from, &to, meta.len(), alive)?.map_err(failed("copy", source))?;
-        }
-    }
-    dress(&to, &meta).map_err(failed("give its owner and times to", target))?;
-    Ok(meta.len())
+/// Makes an empty directory like `from`.
+pub(super) fn empty_like(from: &Path, to: &Path) -> Result<(), AdapterError> {
+    let meta = fs::metadata(from).map_err(failed("look at", from))?;
+    fs::create_dir(to).map_err(failed("create", to))?;
+    let dir = File::open(to).map_err(failed("open", to))?;
+    dress(&dir, &meta).map_err(failed("give its owner and times to", to))
 }
 
-/// Copies what is not a hole.
-fn segments(
-    from: &File,
-    to: &File,
-    len: u64,
-    alive: &dyn Fn() -> Result<(), AdapterError>,
-) -> Result<io::Result<()>, AdapterError> {
-    let mut buffer = vec![0; PIECE];
-    let mut at = 0;
-    while at < len {
-        let start = match seek(from, SeekFrom::Data(at)) {
-            Ok(start) => start,
-            Err(Errno::NXIO) => return Ok(Ok(())),
-            Err(e) => return Ok(Err(e.into())),
-        };
-        let end = match seek(from, SeekFrom::Hole(start)) {
-            Ok(end) => end.min(len),
-            Err(e) => return Ok(Err(e.into())),
-        };
-        at = start;
-        while at < end {
-            alive()?;
-            let room = usize::try_from(end - at).unwrap_or(PIECE).min(PIECE);
-            let piece = buffer.get_mut(..room).unwrap_or_default();
-            let done = from.read_exact_at(piece, at).and_then(|()| to.write_all_at(piece, at));
-            if let Err(e) = done {
-                return Ok(Err(e));
-            }
-            at += room as u64;
+/// Removes the locks that a server left below `dir`.
+pub(super) fn unlock(dir: &Path) -> Result<(), AdapterError> {
+    for entry in fs::read_dir(dir).map_err(failed("list", dir))? {
+        let entry = entry.map_err(failed("list", dir))?;
+        let path = entry.path();
+        if LOCKS.contains(&entry.file_name().to_str().unwrap_or_default()) {
+            fs::remove_file(&path).map_err(failed("remove", &path))?;
+        } else if entry.file_type().map_err(failed("look at", &path))?.is_dir() {
+            unlock(&path)?;
         }
     }
-    Ok(Ok(()))
-}
-
-fn dress(file: &File, meta: &fs::Metadata) -> io::Result<()> {
-    fchown(file, Some(meta.uid()), Some(meta.gid()))?;
-    file.set_permissions(fs::Permissions::from_mode(meta.mode() & 0o7777))?;
-    let modified = SystemTime::UNIX_EPOCH
-        + Duration::new(
-            u64::try_from(meta.mtime()).unwrap_or(0),
-            u32::try_from(meta.mtime_nsec()).unwrap_or(0),
-        );
-    file.set_times(FileTimes::new().set_modified(modified))
+    Ok(())
 }
 
 /// Removes a clone; what is gone already is success.
@@ -258,7 +225,7 @@ pub(super) fn make_private(path: &Path) -> Result<(), AdapterError> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::symlink;
+    use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 
     use super::*;
 
@@ -302,5 +269,22 @@ mod tests {
         symlink("x", from.join("link")).unwrap();
         let refused = copy(&from, &dir.path().join("c"), &[], How::Copy, &|| Ok(()));
         assert_eq!(refused.unwrap_err().kind(), AdapterErrorKind::Unsupported);
+    }
+    /// A server removes what it works on: a file that was listed, and one in a folder that is gone by then.
+    #[test]
+    fn what_vanishes_from_a_server_at_work_is_left_out() {
+        let (dir, from) = fixture();
+        let removes = || {
+            keep_aside::remove(&from.join("a")).unwrap();
+            Ok(())
+        };
+        let to = dir.path().join("to");
+        let copied = copy(&from, &to, &[], How::Live, &removes).unwrap();
+        assert!(copied.files == 1 && to.join("sparse").exists() && !to.join("a/b/f").exists(), "{copied:?}");
+        fs::create_dir_all(from.join("a")).unwrap();
+        fs::write(from.join("a/f"), "text").unwrap();
+        let e = copy(&from, &dir.path().join("other"), &[], How::Copy, &removes).unwrap_err();
+        assert_eq!(e.kind(), AdapterErrorKind::NotFound, "{e}");
+        assert!(copy(&dir.path().join("none"), &dir.path().join("x"), &[], How::Live, &|| Ok(())).is_ok());
     }
 }

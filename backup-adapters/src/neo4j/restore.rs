@@ -78,6 +78,7 @@ async fn remove_all(all: Vec<PathBuf>) -> Result<(), AdapterError> {
 impl Job {
     fn subject(&self, data: &Path, logs: Option<&Path>) -> Subject {
         Subject {
+            called: "restored",
             data: data.to_owned(),
             transactions: logs.map(Path::to_owned),
             user: format!("{}:{}", self.uid, self.gid),

@@ -105,6 +105,12 @@ pub(super) struct Database {
 }
 
 impl Database {
+    #[cfg(test)]
+    pub(super) fn new(name: &str, status: &str, store: &str) -> Self {
+        let [name, status, store] = [name, status, store].map(str::to_owned);
+        Self { name, wanted: status.clone(), status, why: String::new(), store }
+    }
+
     pub(super) fn is_online(&self) -> bool {
         self.status == "online"
     }

@@ -1,4 +1,4 @@
-//! Clones of the server's files: where they are, whether there can be any, and what dead runs left of them.
+//! Copies of the server's files: where they are, whether they can be clones, and what dead runs left of those.
 
 use std::path::PathBuf;
 
@@ -6,17 +6,46 @@ use backup_core::{AdapterError, AdapterErrorKind, OpContext};
 
 use super::super::Neo4j;
 use super::super::places::{self, Places};
-use super::super::replica;
-use super::blocking;
+use super::super::replica::{self, How};
+use super::{DATA, TRANSACTIONS, blocking};
 
 /// The mounts that get a clone.
-pub(super) fn clone_places(places: &Places, cx: &OpContext) -> Vec<PathBuf> {
+fn clone_places(places: &Places, cx: &OpContext) -> Vec<PathBuf> {
     let mut all = vec![replica::place(&places.mounts.0, &cx.run_id)];
     if !places.together() {
         all.push(replica::place(&places.mounts.1, &cx.run_id));
     }
     all.dedup();
     all
+}
+
+/// Makes the folders that copies go to.
+pub(super) async fn prepare(cx: &OpContext, places: &Places, how: How) -> Result<Vec<PathBuf>, AdapterError> {
+    let bases = match how {
+        How::Reflink => clone_places(places, cx),
+        _ => vec![cx.spool.join("copy")],
+    };
+    let (made, places) = (bases.clone(), places.clone());
+    blocking(move || {
+        for base in &made {
+            replica::remove(base)?;
+            replica::make_private(base)?;
+        }
+        // What was written and is not on the disk yet would be written while the service stands still.
+        for dir in [&places.data, &places.transactions] {
+            backup_core::keep_aside::sync_file_system(dir)
+                .map_err(|e| AdapterError::io("cannot flush the file system of Neo4j", e))?;
+        }
+        Ok(())
+    })
+    .await?;
+    Ok(bases)
+}
+
+/// Where in them the data goes, and where the logs.
+pub(super) fn copies(bases: &[PathBuf]) -> (PathBuf, PathBuf) {
+    let of = |base: Option<&PathBuf>, name| base.cloned().unwrap_or_default().join(name);
+    (of(bases.first(), DATA), of(bases.last(), TRANSACTIONS))
 }
 
 /// Finds out whether the file system can clone. Leaves nothing.

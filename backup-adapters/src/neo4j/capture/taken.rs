@@ -14,9 +14,10 @@ use futures::{Stream, StreamExt, stream};
 use tokio::io::AsyncReadExt;
 
 use super::super::mode::CaptureMode;
-use super::{Found, remove_all};
+use super::clones::copies;
+use super::{DATA, Found, TRANSACTIONS, remove_all};
 use crate::tree::capture::{self, Job};
-use crate::tree::roots::Root;
+use crate::tree::roots::{Root, RootKind};
 use crate::tree::rules::{Excluded, RuleSpec};
 use crate::tree::write::OnChange;
 
@@ -40,6 +41,14 @@ pub(super) enum What {
     Dumps(Vec<(String, PathBuf, u64)>),
     /// Copies of the data and of the logs, and the folders that they are in.
     Files(Vec<Root>, Vec<PathBuf>),
+}
+
+impl What {
+    pub(super) fn files(bases: &[PathBuf]) -> Self {
+        let (data, logs) = copies(bases);
+        let root = |path, member: &str| Root { path, member: member.to_owned(), kind: RootKind::Dir };
+        Self::Files(vec![root(data, DATA), root(logs, TRANSACTIONS)], bases.to_vec())
+    }
 }
 
 pub(super) fn list_dumps(dir: &std::path::Path) -> Result<Vec<(String, PathBuf, u64)>, AdapterError> {

@@ -13,10 +13,9 @@ use super::super::mode::CaptureMode;
 use super::super::replica::{self, How};
 use super::super::server::{self, SYSTEM};
 use super::super::tools;
-use super::clones::clone_places;
+use super::clones::{copies, prepare};
 use super::taken::{Taken, What, list_dumps};
-use super::{COME_BACK, DATA, Found, TRANSACTIONS, blocking, lacks_room, phase, remove_all};
-use crate::tree::roots::{Root, RootKind};
+use super::{COME_BACK, Found, blocking, lacks_room, phase, remove_all};
 
 /// A capture at work.
 pub(super) struct Taking {
@@ -24,6 +23,8 @@ pub(super) struct Taking {
     pub(super) cx: OpContext,
     pub(super) mode: CaptureMode,
     pub(super) limit: Duration,
+    /// Whether the file system can clone files, if that was tried.
+    pub(super) clones: bool,
     /// What its data occupies.
     pub(super) bytes: u64,
     pub(super) found: Found,
@@ -33,8 +34,7 @@ impl Taking {
     pub(super) async fn run(self) -> Result<Taken, AdapterError> {
         match self.mode {
             CaptureMode::StopDump => self.dump().await,
-            CaptureMode::StopCopy | CaptureMode::PauseCopy => self.copy(How::Copy).await,
-            CaptureMode::Clone | CaptureMode::Auto => self.copy(How::Reflink).await,
+            _ => self.copy().await,
         }
     }
 
@@ -164,27 +164,18 @@ impl Taking {
         AdapterError::new(AdapterErrorKind::Conflict, what).with_source(e)
     }
 
-    async fn copy(self, how: How) -> Result<Taken, AdapterError> {
-        let (cx, places) = (&self.cx, self.found.places.clone());
-        let bases = match how {
-            How::Reflink => clone_places(&places, cx),
-            How::Copy => vec![cx.spool.join("copy")],
+    /// Copies files: cloned within their mounts, or to the spool.
+    async fn copy(self) -> Result<Taken, AdapterError> {
+        let how = match self.mode {
+            CaptureMode::StopCopy | CaptureMode::PauseCopy => How::Copy,
+            CaptureMode::Online if !self.clones => How::Copy,
+            _ => How::Reflink,
         };
-        let (made, flushed) = (bases.clone(), places.clone());
-        blocking(move || {
-            for base in &made {
-                replica::remove(base)?;
-                replica::make_private(base)?;
-            }
-            // What was written and is not on the disk yet would be written while the service stands still.
-            for dir in [&flushed.data, &flushed.transactions] {
-                backup_core::keep_aside::sync_file_system(dir)
-                    .map_err(|e| AdapterError::io("cannot flush the file system of Neo4j", e))?;
-            }
-            Ok(())
-        })
-        .await?;
-        let taken = self.copy_into(how, bases.clone()).await;
+        let bases = prepare(&self.cx, &self.found.places, how).await?;
+        let taken = match self.mode {
+            CaptureMode::Online => self.online(bases.clone()).await,
+            _ => self.copy_into(how, bases.clone()).await,
+        };
         if taken.is_err() {
             // The first error tells more; what is left is found by the run's id.
             let _second = remove_all(bases).await;
@@ -208,7 +199,7 @@ impl Taking {
         };
         phase(cx, if how == How::Reflink { "cloning its files" } else { "copying its files" });
         let ends = Instant::now() + interruption.remaining();
-        let (alive_cx, targets) = (cx.clone(), bases.clone());
+        let (alive_cx, (data, logs)) = (cx.clone(), copies(&bases));
         let copied = blocking(move || {
             let alive = move || {
                 alive_cx.check_alive()?;
@@ -218,24 +209,18 @@ impl Taking {
                 let what = "the copy takes longer than the service may be interrupted (`max_interruption`)";
                 Err(AdapterError::new(AdapterErrorKind::Timeout, what))
             };
-            let data = targets.first().cloned().unwrap_or_default();
-            let logs = targets.last().cloned().unwrap_or_default();
             let except = [places.transactions.clone(), places.data.join("dumps")];
-            replica::copy(&places.data, &data.join(DATA), &except, how, &alive)?;
-            let (from, to) = (&places.transactions, logs.join(TRANSACTIONS));
-            replica::copy(from, &to, &[], how, &alive)?;
-            let root =
-                |path: PathBuf, member: &str| Root { path, member: member.to_owned(), kind: RootKind::Dir };
-            Ok(vec![root(data.join(DATA), DATA), root(to, TRANSACTIONS)])
+            replica::copy(&places.data, &data, &except, how, &alive)?;
+            replica::copy(&places.transactions, &logs, &[], how, &alive)
         })
         .await;
         let to = cx.clock.now();
         let (lasted, after, warnings) = self.back(&mut interruption, began).await?;
-        let roots = copied?;
+        copied?;
         Ok(Taken {
             mode: self.mode,
             found: self.found,
-            what: What::Files(roots, bases.clone()),
+            what: What::files(&bases),
             remove: bases,
             from,
             to,

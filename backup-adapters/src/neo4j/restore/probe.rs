@@ -38,7 +38,7 @@ pub(in crate::neo4j) async fn probe(
     };
     let user = format!("{uid}:{gid}");
     let major = server::major(&tools::version(&neo4j.server, cx, image.clone()).await?);
-    let subject = Subject { data, transactions: None, user, image, major, home: None };
+    let subject = Subject { called: "restored", data, transactions: None, user, image, major, home: None };
     proof::prove(&neo4j.server, cx, &subject, true).await
 }
 
