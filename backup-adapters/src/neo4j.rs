@@ -1,4 +1,4 @@
-//! `neo4j`: a Neo4j server in a container, captured while it stands still for as short as possible.
+//! `neo4j`: a Neo4j server in a container, captured while it stands still for as short as possible, or goes on.
 //!
 //! ```toml
 //! [services.neo4j]
@@ -9,9 +9,10 @@
 //! max_interruption = "5s"         # binds `auto`
 //! ```
 //!
-//! Neo4j Community has no online backup, and copies of a running store are unsound. So the server is paused while its
+//! Neo4j Community has no online backup, and copies of a running store are unsound as they are. So the server is paused while its
 //! files are cloned (`clone`: a fraction of a second, whatever their size, on XFS and btrfs), or stopped while
-//! `neo4j-admin` dumps every database, `system` among them (`stop-dump`), or while its files are copied.
+//! `neo4j-admin` dumps every database, `system` among them (`stop-dump`), or while its files are copied. `online` copies
+//! them while it works on them, and stores what a second server recovered from that and Neo4j's own check passed.
 //!
 //! A restore builds the data beside what is there, starts a second server over it, which recovers it and counts, and
 //! then stops the server for as long as it takes to exchange names. Nothing is deleted.

@@ -204,6 +204,9 @@ impl Host {
         let what = format!("{mode}, {end:?} in `{phase}`");
         let before = self.good();
         let mut run = self.run_to(phase);
+        if phase.starts_with("starting a second server") {
+            until("the second server", PATIENCE, || self.over().len() == 2);
+        }
         if end == End::Reboot {
             let watchdog = self.watchdog();
             kill_process(watchdog, Signal::KILL).unwrap();
@@ -266,6 +269,13 @@ impl Host {
         }
     }
 
+    /// The containers that have anything of it, ended ones too.
+    fn over(&self) -> Vec<String> {
+        let all = text(&docker(&["ps", "-a", "--no-trunc", "--format", "{{.Names}} {{.Mounts}}"]));
+        let ours = self.path("").display().to_string();
+        all.lines().filter(|line| line.contains(&ours)).map(str::to_owned).collect()
+    }
+
     /// No clone, and no container but the server's over its data.
     fn assert_tidy(&self, what: &str) {
         for dir in [self.mounted(), self.data()] {
@@ -275,9 +285,8 @@ impl Host {
             };
             assert!(!names(&dir).iter().any(|n| n.contains("clone")), "{what}: {:?}", names(&dir));
         }
-        let volume = format!("volume={}", self.data().display());
-        let over = text(&docker(&["ps", "-a", "--format", "{{.Names}}", "--filter", &volume]));
-        assert_eq!(over, self.name, "{what}");
+        let over = self.over();
+        assert!(over.len() == 1 && over[0].starts_with(&self.name), "{what}: {over:?}");
     }
 }
 
@@ -319,6 +328,17 @@ fn a_crash_of_the_host_while_neo4j_is_captured() {
         host.configure(mode);
         host.round(mode, phase, End::Reboot);
     }
+}
+
+/// Nothing has to come back: what is left are a copy and the server over it.
+#[test]
+#[ignore = "needs Docker and root"]
+fn online_captures_of_neo4j_killed_while_they_copy_and_prove() {
+    let host = Host::new("online");
+    host.configure("online");
+    host.round("online", "copying its files while it runs", End::Group);
+    host.round("online", "starting a second server over the captured data", End::Process);
+    host.round("online", "checking the consistency of the captured data", End::Group);
 }
 
 /// The second finds the service taken, and waits until the first is done.

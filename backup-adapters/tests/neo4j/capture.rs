@@ -110,6 +110,19 @@ async fn cloned_on(disk: &Disk) {
     assert!(left.iter().all(|n| !n.to_string_lossy().contains("clone")), "{left:?}");
 }
 
+/// Nobody waits for it, and what is stored is what a second server opened and Neo4j checked.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Docker"]
+async fn an_online_copy_holds_every_commit() {
+    let graph = Graph::start();
+    let (backup, _) = under_a_writer(&graph, "capture = 'online'").await;
+    let report = &backup.report;
+    assert_eq!((report.mode.as_str(), report.consistency), ("online", Consistency::OnlineUnverified));
+    assert_eq!((report.interruption_ms, report.exit_codes.get("neo4j-admin")), (0, Some(&0)));
+    assert!(report.evidence.notes.contains_key("proof"), "{:?}", report.evidence.notes);
+    assert!(report.evidence.counts_after.contains_key("nodes.neo4j"), "{:?}", report.evidence.counts_after);
+}
+
 /// Logs on a volume of their own: they belong to the clone, and go back to their place.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs Docker and root"]

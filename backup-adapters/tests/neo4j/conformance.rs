@@ -73,3 +73,17 @@ backup_core::adapter_conformance_tests!(
         damage_never_goes_live,
     ]
 );
+// Of a server that goes on: copied, and proven before anything is offered.
+backup_core::adapter_conformance_tests!(
+    #[ignore = "needs Docker"]
+    online,
+    || async { Fixture::new("online") },
+    only = [
+        check_has_no_side_effects,
+        a_dropped_body_leaves_the_service_usable,
+        cancellation_is_noticed,
+        a_used_up_budget_is_noticed,
+        secrets_do_not_show,
+        live_gets_the_content,
+    ]
+);

@@ -87,6 +87,26 @@ async fn a_clone_killed_in_each_phase() {
     assert!(left.iter().all(|n| !n.to_string_lossy().contains("clone")), "{left:?}");
 }
 
+/// Nothing was done to the server; what is left is a copy.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Docker and root"]
+async fn an_online_copy_killed_in_each_phase() {
+    let xfs = Xfs::new();
+    let data = xfs.folder("data");
+    let graph = Graph::over(&data);
+    graph.seed("page", 50);
+    let phases = [
+        "copying its files while it runs",
+        "starting a second server over the captured data",
+        "checking the consistency of the captured data",
+    ];
+    let reclaimed = captures_killed(&graph, "online", &phases).await;
+    let clones = reclaimed.iter().filter(|r| r.contains("a clone of a dead run")).count();
+    assert_eq!(clones, 3, "{reclaimed:?}");
+    let left: Vec<_> = std::fs::read_dir(&data).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert!(left.iter().all(|n| !n.to_string_lossy().contains("clone")), "{left:?}");
+}
+
 /// Each phase of a restore: old or new data, whole; and the next switch finishes it.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs Docker"]

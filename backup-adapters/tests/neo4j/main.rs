@@ -11,5 +11,6 @@ mod graph;
 mod legacy;
 #[path = "../common/old.rs"]
 mod old;
+mod online;
 mod restore;
 mod support;
