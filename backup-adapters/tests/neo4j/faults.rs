@@ -91,7 +91,7 @@ async fn a_clone_killed_in_each_phase() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs Docker and root"]
 async fn an_online_copy_killed_in_each_phase() {
-    let xfs = Xfs::new();
+    let xfs = Disk::xfs();
     let data = xfs.folder("data");
     let graph = Graph::over(&data);
     graph.seed("page", 50);

@@ -8,7 +8,7 @@ use backup_core::{AdapterError, AdapterErrorKind, Event, EventSink, OpContext, S
 
 use crate::capture::in_a_folder;
 use crate::graph::{Client, Graph};
-use crate::support::{Xfs, bench, captured, docker, wait_for, with_secrets};
+use crate::support::{Disk, bench, captured, docker, wait_for, with_secrets};
 
 const ONLINE: &str = "capture = 'online'";
 const COPYING: &str = "copying database `neo4j`";
@@ -88,7 +88,7 @@ fn checkpoint(client: &Client, data: &Path) {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs Docker and root"]
 async fn a_checkpoint_during_the_copy_leads_to_another_copy() {
-    let xfs = Xfs::new();
+    let xfs = Disk::xfs();
     let data = xfs.folder("data");
     let graph = checkpoints_often(&data);
     graph.seed("page", 200);
@@ -110,7 +110,7 @@ async fn a_checkpoint_during_the_copy_leads_to_another_copy() {
     let left = std::fs::read_dir(&data).unwrap().map(|e| e.unwrap().file_name());
     assert!(!left.into_iter().any(|n| n.to_string_lossy().contains("clone")));
     let dir = tempfile::tempdir().unwrap();
-    assert_eq!(in_a_folder(&*adapter, &backup, dir.path()).await.content(), before);
+    assert_eq!(in_a_folder(&*adapter, &backup, graph.release, dir.path()).await.content(), before);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -154,7 +154,7 @@ async fn an_index_made_during_the_copy_leads_to_another_copy() {
     assert_eq!(phases.count(|p| p.contains("an index came")), 1);
     assert_eq!(phases.count(|p| p == COPYING), 2);
     let dir = tempfile::tempdir().unwrap();
-    let restored = in_a_folder(&*adapter, &backup, dir.path()).await;
+    let restored = in_a_folder(&*adapter, &backup, graph.release, dir.path()).await;
     assert_eq!(restored.content(), graph.content());
     assert!(restored.content().contains("meanwhile"));
 
