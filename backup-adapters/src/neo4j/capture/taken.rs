@@ -15,7 +15,7 @@ use tokio::io::AsyncReadExt;
 
 use super::super::mode::CaptureMode;
 use super::clones::copies;
-use super::{DATA, Found, TRANSACTIONS, remove_all};
+use super::{DATA, Found, TRANSACTIONS, phase, remove_all};
 use crate::tree::capture::{self, Job};
 use crate::tree::roots::{Root, RootKind};
 use crate::tree::rules::{Excluded, RuleSpec};
@@ -73,6 +73,8 @@ pub(super) fn list_dumps(dir: &std::path::Path) -> Result<Vec<(String, PathBuf, 
 impl Taken {
     pub(super) fn source(self, cx: &OpContext, mut warnings: Vec<String>, occupied: u64) -> BackupSource {
         warnings.extend(self.warnings.iter().cloned());
+        // The server runs again: what takes its time from now on is no interruption.
+        phase(cx, "storing what was captured");
         let major = u64::from(self.found.major());
         let (artifacts, running) = match &self.what {
             What::Dumps(dumps) => {
