@@ -66,7 +66,7 @@ impl Taking {
             transactions: Some(logs.clone()),
             user: self.found.places.user(),
             image: None,
-            major: facts.major(),
+            major: self.found.major(),
             home: facts.home.clone(),
         };
         let proven = proof::prove(server, cx, &subject, true).await?;
