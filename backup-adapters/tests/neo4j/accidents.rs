@@ -68,7 +68,7 @@ async fn a_full_spool_is_told_and_the_server_runs() {
     let graph = Graph::start();
     graph.seed("page", 2000);
     let before = graph.content();
-    for mode in ["stop-dump", "pause-copy"] {
+    for mode in ["stop-dump", "pause-copy", "online"] {
         let adapter = graph.adapter(&format!("capture = '{mode}'"));
         let (bench, disk, since) = (bench(), Tiny::new(), started(&graph));
         let mut cx = context(&bench);
