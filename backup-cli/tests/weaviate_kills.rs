@@ -127,11 +127,8 @@ impl Host {
         until(what, PATIENCE, || self.try_call("GET", ".well-known/ready", None).status.success());
     }
 
-    fn make(&self, class: &str, tenant: Option<&str>, objects: u32) {
-        if tenant.is_none() {
-            self.call("POST", "schema", Some(json!({ "class": class, "vectorizer": "none" })));
-        }
-        let objects: Vec<Value> = (0..objects)
+    fn fill(&self, class: &str, tenant: Option<&str>, objects: std::ops::Range<u32>) {
+        let objects: Vec<Value> = objects
             .map(|n| {
                 let vector: Vec<u32> = (1..=8).map(|d| n * 31 % (d + 7)).collect();
                 let id = format!("00000000-0000-4000-8000-{n:012}");
@@ -149,21 +146,21 @@ impl Host {
 
     /// What the backup holds: a collection, and one with a tenant that sleeps.
     fn seed(&self) {
-        self.make("Doc", None, 300);
+        self.call("POST", "schema", Some(json!({ "class": "Doc", "vectorizer": "none" })));
+        self.fill("Doc", None, 0..300);
         let tenants =
             json!({ "class": "Ten", "vectorizer": "none", "multiTenancyConfig": { "enabled": true } });
         self.call("POST", "schema", Some(tenants));
         self.call("POST", "schema/Ten/tenants", Some(json!([{ "name": "asleep" }])));
-        self.make("Ten", Some("asleep"), 20);
+        self.fill("Ten", Some("asleep"), 0..20);
         let sleep = json!([{ "name": "asleep", "activityStatus": "INACTIVE" }]);
         self.call("PUT", "schema/Ten/tenants", Some(sleep));
     }
 
-    /// Other data than the backup's.
+    /// Other data than the backup's, of much the same size. It may be so already.
     fn change(&self) {
-        self.call("DELETE", "schema/Doc", None);
-        self.call("DELETE", "schema/Other", None);
-        self.make("Other", None, 5);
+        self.try_call("DELETE", "objects/Doc/00000000-0000-4000-8000-000000000007", None);
+        self.fill("Doc", None, 1000..1010);
     }
 
     fn asleep(&self) -> bool {
@@ -183,7 +180,8 @@ impl Host {
                 continue;
             }
             let all = self.call("GET", &format!("objects?class={name}&limit=1000&include=vector"), None);
-            lines.extend(all["objects"].as_array().unwrap().iter().map(Value::to_string));
+            let objects = all["objects"].as_array().unwrap().iter();
+            lines.extend(objects.map(|o| format!("{} {} {}", o["id"], o["properties"], o["vector"])));
         }
         lines.sort();
         lines.join("\n")
@@ -244,6 +242,8 @@ impl Host {
 
     /// The next run makes a good backup, and nothing is left beside the server and its data.
     fn assert_next_run_works(&self, what: &str) {
+        // What a killed restore was doing ends first.
+        self.ok(&["cleanup", "--yes"]);
         let before = self.good("often");
         self.ok(&["run", "often"]);
         assert_eq!(self.good("often"), (before + 1).min(2), "{what}");

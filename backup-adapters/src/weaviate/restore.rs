@@ -256,10 +256,14 @@ pub(super) async fn leftovers(token: &StepToken) -> Result<Vec<Leftover>, Adapte
     .await
 }
 
-pub(super) async fn discard(token: &StepToken) -> Result<(), AdapterError> {
+pub(super) async fn discard(server: &Server, cx: &OpContext, token: &StepToken) -> Result<(), AdapterError> {
     let token: Token = token.get()?;
     if let Token::Live(live) = &token {
         live.refuse_half_done()?;
+        // The server that a killed restore has started still runs, and writes into what goes now.
+        if let Some(docker) = &server.container {
+            docker.reclaim(std::slice::from_ref(&cx.run_id)).await?;
+        }
     }
     let paths = remains(&token);
     blocking(move || {
