@@ -222,8 +222,8 @@ impl ServiceAdapter for Neo4j {
         restore::leftovers(token).await
     }
 
-    async fn discard(&self, _cx: &OpContext, token: &StepToken) -> Result<(), AdapterError> {
-        restore::discard(token).await
+    async fn discard(&self, cx: &OpContext, token: &StepToken) -> Result<(), AdapterError> {
+        restore::discard(self, cx, token).await
     }
 
     async fn bring_back(&self, cx: &OpContext, entry: &InterruptionEntry) -> Result<Replay, AdapterError> {

@@ -1,6 +1,8 @@
 //! SIGKILL of the real binary, and of its whole process group, in each phase of a capture of Neo4j: the server runs again
 //! soon, nothing is left beside it, and the next run makes a good backup.
 
+mod restores;
+
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -68,6 +70,17 @@ fn pid(text: &str) -> Pid {
 
 /// A run that is dead at the latest when this is dropped.
 struct Run(Child);
+
+impl Run {
+    fn kill(mut self, end: End) {
+        if end == End::Process {
+            self.0.kill().unwrap();
+        } else {
+            kill_process_group(pid(&self.0.id().to_string()), Signal::KILL).unwrap();
+        }
+        self.0.wait().unwrap();
+    }
+}
 
 impl Drop for Run {
     fn drop(&mut self) {
@@ -138,6 +151,7 @@ impl Host {
     fn configure(&self, mode: &str) {
         let config = format!(
             "state_dir = 'state'\nstore.url = 'store-{mode}'\n[intervals.often]\nservices = ['neo4j']\nkeep = 2\n\
+             [intervals.base]\nservices = ['neo4j']\nkeep = 1\n\
              [services.neo4j]\nkind = 'neo4j'\ncontainer = '{}'\npassword = {{ env = 'CANARY' }}\ncapture = '{mode}'\n",
             self.name
         );
@@ -162,9 +176,13 @@ impl Host {
         text(&self.command(args).output().unwrap())
     }
 
-    /// Starts a run in a process group of its own, and waits until it says that it begins `phase`.
     fn run_to(&self, phase: &str) -> Run {
-        let mut command = self.command(&["--json", "run", "often"]);
+        self.start_to(phase, &["--json", "run", "often"])
+    }
+
+    /// Starts it in a process group of its own, and waits until it says that it begins `phase`.
+    fn start_to(&self, phase: &str, args: &[&str]) -> Run {
+        let mut command = self.command(args);
         command.stdout(Stdio::piped()).stderr(Stdio::null()).process_group(0);
         let mut run = Run(command.spawn().unwrap());
         let mut said = BufReader::new(run.0.stdout.take().unwrap()).lines();
@@ -194,7 +212,7 @@ impl Host {
     }
 
     fn good(&self) -> usize {
-        let listed = self.ok(&["list", "--all", "--json"]);
+        let listed = self.ok(&["list", "--all", "--json", "--interval", "often"]);
         let lines = listed.lines().map(|l| serde_json::from_str::<Value>(l).unwrap());
         lines.filter(|l| l["event"] == "backup" && l["state"] == "good").count()
     }
@@ -203,7 +221,7 @@ impl Host {
     fn round(&self, mode: &str, phase: &str, end: End) {
         let what = format!("{mode}, {end:?} in `{phase}`");
         let before = self.good();
-        let mut run = self.run_to(phase);
+        let run = self.run_to(phase);
         if phase.starts_with("starting a second server") {
             until("the second server", PATIENCE, || self.over().len() == 2);
         }
@@ -211,12 +229,7 @@ impl Host {
             let watchdog = self.watchdog();
             kill_process(watchdog, Signal::KILL).unwrap();
         }
-        if end == End::Process {
-            run.0.kill().unwrap();
-        } else {
-            kill_process_group(pid(&run.0.id().to_string()), Signal::KILL).unwrap();
-        }
-        run.0.wait().unwrap();
+        run.kill(end);
         if end == End::Reboot {
             self.reboot();
             if mode == "clone" {
@@ -288,7 +301,8 @@ impl Host {
                 let entries = std::fs::read_dir(dir).unwrap();
                 entries.map(|e| e.unwrap().file_name().to_string_lossy().into_owned()).collect()
             };
-            assert!(!names(&dir).iter().any(|n| n.contains("clone")), "{what}: {:?}", names(&dir));
+            let ours = |n: &String| ["clone", ".backup.", ".restore-"].iter().any(|part| n.contains(part));
+            assert!(!names(&dir).iter().any(ours), "{what}: {:?}", names(&dir));
         }
         let over = self.over();
         assert!(over.len() == 1 && over[0].starts_with(&self.name), "{what}: {over:?}");

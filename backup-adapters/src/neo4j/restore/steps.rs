@@ -108,15 +108,26 @@ pub(in crate::neo4j) async fn leftovers(token: &StepToken) -> Result<Vec<Leftove
     .await
 }
 
-pub(in crate::neo4j) async fn discard(token: &StepToken) -> Result<(), AdapterError> {
+pub(in crate::neo4j) async fn discard(
+    neo4j: &Neo4j,
+    cx: &OpContext,
+    token: &StepToken,
+) -> Result<(), AdapterError> {
     let job: Job = token.get()?;
+    let looked = job.clone();
     blocking(move || {
-        let half = !job.switched && job.swaps.iter().any(|s| !is_staged(s) && s.target.exists());
-        let moved = job.swaps.iter().any(|s| s.kept.symlink_metadata().is_ok());
+        let half = !looked.switched && looked.swaps.iter().any(|s| !is_staged(s) && s.target.exists());
+        let moved = looked.swaps.iter().any(|s| s.kept.symlink_metadata().is_ok());
         if half && moved {
-            let what = format!("the restore of `{}` is half done", job.place.display());
+            let what = format!("the restore of `{}` is half done", looked.place.display());
             return Err(AdapterError::new(AdapterErrorKind::Conflict, what));
         }
+        Ok(())
+    })
+    .await?;
+    // The second server that a killed restore has started still runs, and writes into what goes now.
+    cx.within(neo4j.server.docker.reclaim(std::slice::from_ref(&cx.run_id))).await??;
+    blocking(move || {
         job.remains().iter().try_for_each(|p| keep_aside::remove(p).map_err(failed("remove", p)))
     })
     .await
