@@ -14,9 +14,11 @@ fn round(host: &Host, phase: &str, end: End) {
     until(&what, DEADLINE, || host.journal() == 0 && host.runs());
     let sound = || ["1000", "1001"].contains(&host.count().as_str());
     until(&what, PATIENCE, sound);
+    // What was half live is finished or taken back first; what it kept aside goes with the second.
     host.ok(&["cleanup", "--yes"]);
     until(&what, PATIENCE, sound);
     host.ok(&["run", "often"]);
+    host.ok(&["cleanup", "--yes"]);
     assert!(host.runs(), "{what}");
     host.assert_tidy(&what);
 }
