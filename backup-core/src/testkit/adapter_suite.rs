@@ -93,6 +93,9 @@ pub trait AdapterFixture: Send + Sync + 'static {
     }
 }
 
+/// How many runs there were in this process.
+static RUNS: AtomicU32 = AtomicU32::new(0);
+
 /// A fixture, and folders and contexts for its operations.
 pub struct Bench {
     fixture: Box<dyn AdapterFixture>,
@@ -125,7 +128,9 @@ impl Bench {
         let n = self.operations.fetch_add(1, Ordering::Relaxed);
         let at = DateTime::UNIX_EPOCH + TimeDelta::days(20_000) + TimeDelta::seconds(n.into());
         let timestamp = Timestamp::new(at);
-        let run_id: RunId = format!("{timestamp}-{n:08x}").parse().expect("a valid run id");
+        // What runs leave in a shared place, such as an engine, is found by their ids: no two tests may have the same.
+        let unique = std::process::id() << 12 | RUNS.fetch_add(1, Ordering::Relaxed) & 0xFFF;
+        let run_id: RunId = format!("{timestamp}-{unique:08x}").parse().expect("a valid run id");
         let service = ServiceName::new("conformance").expect("a valid name");
         let spool = self.new_dir("spool");
         self.fixture.context(OpContext::new(service, run_id, timestamp, spool, Arc::new(SystemClock)))
