@@ -241,7 +241,15 @@ impl Host {
             // As the unit of docs/watchdog.md does at start-up.
             self.ok(&["resume"]);
         }
-        until(&what, DEADLINE, || self.journal() == 0 && self.runs());
+        let start = Instant::now();
+        while self.journal() > 0 || !self.runs() {
+            let state = text(&docker(&["inspect", "-f", "{{.State.Status}}", &self.name]));
+            let noted = std::fs::read_dir(self.path("state/interruptions")).unwrap();
+            let noted: Vec<_> = noted.map(|e| e.unwrap().file_name()).collect();
+            // Without `armed`, the watchdog died with the run, before anything was done to the server.
+            assert!(start.elapsed() < DEADLINE, "{what}: it is {state} after {DEADLINE:?}; noted: {noted:?}");
+            std::thread::sleep(Duration::from_millis(200));
+        }
         until(&what, PATIENCE, || self.count() == "1000");
         assert_eq!(self.good(), before, "{what}: a backup of a dead run");
         self.ok(&["run", "often"]);
