@@ -18,8 +18,9 @@ pub use journal::{InterruptionEntry, InterruptionJournal, InterruptionKind, NoWa
 /// How long bringing a service back may take before it counts as failed.
 const RESTORE_LIMIT: Duration = Duration::from_secs(300);
 
-/// How long an order to an engine may be under way, beside the time that it gives a service to stop.
-const ORDER_LIMIT: Duration = Duration::from_secs(5);
+/// How long an order to an engine may be under way, beside the time that it gives a service to stop. On a busy host some
+/// seconds; what waits for this is only the entry of a service that runs.
+const ORDER_LIMIT: Duration = Duration::from_secs(15);
 
 /// How often the service is looked at meanwhile.
 const ORDER_POLL: Duration = Duration::from_millis(100);
