@@ -24,8 +24,10 @@ use crate::tree::rules::{Excluded, RuleSpec};
 use crate::tree::write::{OnChange, Summary};
 
 mod inspect;
+mod read;
 
 use inspect::Inspector;
+pub use read::{DotenvFile, read};
 
 /// The keys of a service of the kind `env`.
 #[derive(Debug, Clone, Deserialize)]

@@ -3,10 +3,10 @@
 use backup_core::Timestamp;
 
 /// An attribute of artifacts: the file was written by those scripts.
+#[cfg(any(feature = "postgres", feature = "neo4j"))]
 pub(crate) const LEGACY: &str = "legacy";
 
 /// Whether `name` is `before`, a moment and `after`, e.g. `redis_20260309_043820.rdb`.
-#[cfg(any(feature = "redis", feature = "postgres", feature = "neo4j"))]
 pub(crate) fn is_stamped(name: &str, before: &str, after: &str) -> bool {
     let moment = name.strip_prefix(before).and_then(|rest| rest.strip_suffix(after));
     moment.is_some_and(|moment| moment.parse::<Timestamp>().is_ok())

@@ -40,7 +40,7 @@ pub mod env;
 pub mod files;
 #[cfg(feature = "_tar")]
 mod in_use;
-#[cfg(any(feature = "redis", feature = "postgres", feature = "neo4j", feature = "env"))]
+#[cfg(any(feature = "redis", feature = "postgres", feature = "neo4j"))]
 mod legacy;
 #[cfg(feature = "neo4j")]
 pub mod neo4j;

@@ -40,8 +40,8 @@ use backup_core::runtime::{InterruptionEntry, Replay};
 use backup_core::{
     AdapterConfig, AdapterError, ArtifactMeta, BackupSource, BuildContext, Capabilities, CheckPurpose,
     ConfigError, ContentCheck, DiscoverContext, Discovery, Evidence, HandContext, HandStep, Leftover,
-    LegacyArtifact, Metadata, OpContext, RestorePlan, RestoreSource, RestoreTarget, RunId, ServiceAdapter,
-    StepToken,
+    LegacyArtifact, Metadata, OpContext, RestorePlan, RestoreSource, RestoreTarget, RunId, Secret,
+    ServiceAdapter, StepToken,
 };
 use serde::Deserialize;
 
@@ -71,6 +71,9 @@ pub struct Neo4jConfig {
     pub max_interruption: Option<Span>,
     /// How long the server may take to end by itself, before it is killed. 180 s unless set.
     pub stop_timeout: Option<Span>,
+    /// Whether a restore over the server gives `user` the configured password, instead of that of the backup's time.
+    #[serde(default)]
+    pub reset_password: bool,
 }
 
 /// A time such as `5s`, `500ms` or `3m`.
@@ -105,7 +108,7 @@ impl AdapterConfig for Neo4jConfig {
     const SUMMARY: &'static str =
         "a Neo4j server in a container: cloned while paused, or dumped while stopped";
     const PROVEN: &'static str =
-        "tested with Neo4j 5.26 Community in containers; 4.4 and Enterprise are not proven";
+        "tested with Neo4j 5.26 and 4.4 Community in containers; Enterprise is not proven";
 
     fn build(self, cx: &BuildContext) -> Result<Arc<dyn ServiceAdapter>, ConfigError> {
         if self.container.is_empty() {
@@ -113,6 +116,10 @@ impl AdapterConfig for Neo4jConfig {
         }
         if self.user.is_some() && self.password.is_none() {
             return Err(ConfigError::new("`user` without `password`").at("user").hint("set `password` too"));
+        }
+        if self.reset_password && self.password.is_none() {
+            let e = ConfigError::new("`reset_password` without `password`").at("reset_password");
+            return Err(e.hint("set `password`: it is what the user gets"));
         }
         let server = Server {
             docker: EngineUrl::container(self.docker.as_ref(), &self.container),
@@ -126,6 +133,7 @@ impl AdapterConfig for Neo4jConfig {
             capture: self.capture,
             max_interruption: or(self.max_interruption, 5),
             stop_timeout: or(self.stop_timeout, 180),
+            reset_password: self.reset_password,
         }))
     }
 
@@ -141,6 +149,19 @@ pub struct Neo4j {
     capture: CaptureMode,
     max_interruption: Duration,
     stop_timeout: Duration,
+    reset_password: bool,
+}
+
+impl Neo4j {
+    /// What restored data gets for its password, if anything.
+    async fn password_to_set(&self, cx: &OpContext) -> Result<Option<Secret>, AdapterError> {
+        match &self.server.password {
+            Some(secret) if self.reset_password => {
+                secret.resolve(cx, Some(&self.server.docker)).await.map(Some)
+            }
+            _ => Ok(None),
+        }
+    }
 }
 
 #[async_trait]

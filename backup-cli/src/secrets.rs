@@ -10,6 +10,8 @@ use backup_core::{ConfigError, Secret, SecretRef, SecretResolver};
 use crate::environment;
 
 mod dotenv;
+#[cfg(feature = "full")]
+pub(crate) mod then;
 
 /// How long a program may take to print a secret.
 const PATIENCE: Duration = Duration::from_secs(60);

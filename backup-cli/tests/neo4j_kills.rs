@@ -3,90 +3,21 @@
 
 mod restores;
 
-use std::io::{BufRead, BufReader};
-use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process, kill_process_group};
-use serde_json::Value;
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::killed::{DEADLINE, End, Folder, PATIENCE, Run, docker, json_files, mounting, pid, text, until};
 
 const IMAGE: &str = "backup-test/neo4j:5";
-const PASSWORD: &str = "canary-88b1-hunter2";
-
-/// How long the container may not run once the run is dead. The watchdog looks five times a second; a stop that was
-/// ordered is seen through first.
-const DEADLINE: Duration = Duration::from_secs(30);
-
-/// How long the server may then take to answer, on a machine that is busy.
-const PATIENCE: Duration = Duration::from_secs(120);
-
-fn docker(args: &[&str]) -> Output {
-    Command::new("docker").args(args).stdin(Stdio::null()).output().unwrap()
-}
-
-#[track_caller]
-fn text(done: &Output) -> String {
-    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
-    String::from_utf8_lossy(&done.stdout).trim().to_owned()
-}
-
-#[track_caller]
-fn until(what: &str, limit: Duration, mut reached: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !reached() {
-        assert!(start.elapsed() < limit, "{what}: not within {limit:?}");
-        // Each question starts a program, and there are few processors.
-        std::thread::sleep(Duration::from_millis(200));
-    }
-}
-
-fn json_files(dir: &Path) -> Vec<PathBuf> {
-    let entries: Vec<_> = std::fs::read_dir(dir).into_iter().flatten().map(|e| e.unwrap().path()).collect();
-    let (dirs, files): (Vec<_>, Vec<_>) = entries.into_iter().partition(|p| p.is_dir());
-    let here = files.into_iter().filter(|f| f.extension().is_some_and(|e| e == "json"));
-    here.chain(dirs.iter().flat_map(|d| json_files(d))).collect()
-}
+pub(crate) const PASSWORD: &str = "canary-88b1-hunter2";
 
 /// A server over an XFS of its own, where files can be cloned, and a configuration of it.
-struct Host {
-    dir: tempfile::TempDir,
-    name: String,
-}
-
-/// What ends a run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum End {
-    Process,
-    Group,
-    /// Run, watchdog and containers at once.
-    Reboot,
-}
-
-fn pid(text: &str) -> Pid {
-    Pid::from_raw(text.parse().unwrap()).unwrap()
-}
-
-/// A run that is dead at the latest when this is dropped.
-struct Run(Child);
-
-impl Run {
-    fn kill(mut self, end: End) {
-        if end == End::Process {
-            self.0.kill().unwrap();
-        } else {
-            kill_process_group(pid(&self.0.id().to_string()), Signal::KILL).unwrap();
-        }
-        self.0.wait().unwrap();
-    }
-}
-
-impl Drop for Run {
-    fn drop(&mut self) {
-        let _gone = self.0.kill();
-        let _gone = self.0.wait();
-    }
+pub(crate) struct Host {
+    pub(crate) folder: Folder,
+    pub(crate) name: String,
 }
 
 impl Drop for Host {
@@ -99,9 +30,9 @@ impl Drop for Host {
 }
 
 impl Host {
-    fn new(what: &str) -> Self {
+    pub(crate) fn new(what: &str) -> Self {
         let name = format!("backup-test-{}-neo4j-{what}", std::process::id());
-        let host = Self { dir: tempfile::tempdir().unwrap(), name };
+        let host = Self { folder: Folder::new(&[("CANARY", PASSWORD)]), name };
         let image = host.path("image");
         std::fs::File::create(&image).unwrap().set_len(1 << 30).unwrap();
         std::fs::create_dir(host.mounted()).unwrap();
@@ -137,7 +68,7 @@ impl Host {
     }
 
     fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
+        self.folder.path(name)
     }
 
     fn mounted(&self) -> PathBuf {
@@ -149,55 +80,25 @@ impl Host {
     }
 
     fn configure(&self, mode: &str) {
-        let config = format!(
-            "state_dir = 'state'\nstore.url = 'store-{mode}'\n[intervals.often]\nservices = ['neo4j']\nkeep = 2\n\
+        self.folder.configure(&format!(
+            "store.url = 'store-{mode}'\n[intervals.often]\nservices = ['neo4j']\nkeep = 2\n\
              [intervals.base]\nservices = ['neo4j']\nkeep = 1\n\
              [services.neo4j]\nkind = 'neo4j'\ncontainer = '{}'\npassword = {{ env = 'CANARY' }}\ncapture = '{mode}'\n",
             self.name
-        );
-        std::fs::write(self.path("backup.toml"), config).unwrap();
-        self.ok(&["init"]);
+        ));
     }
 
-    fn cypher(&self, query: &str) -> Output {
+    pub(crate) fn cypher(&self, query: &str) -> Output {
+        self.cypher_in("neo4j", query)
+    }
+
+    pub(crate) fn cypher_in(&self, database: &str, query: &str) -> Output {
         let password = format!("NEO4J_PASSWORD={PASSWORD}");
-        docker(&["exec", "-e", &password, &self.name, "cypher-shell", query])
-    }
-
-    fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(assert_cmd::cargo::cargo_bin!("backup"));
-        command.args(args).current_dir(self.dir.path()).env_clear().stdin(Stdio::null());
-        command.env("CANARY", PASSWORD).env("PATH", std::env::var_os("PATH").unwrap());
-        command
-    }
-
-    #[track_caller]
-    fn ok(&self, args: &[&str]) -> String {
-        text(&self.command(args).output().unwrap())
+        docker(&["exec", "-e", &password, &self.name, "cypher-shell", "-d", database, query])
     }
 
     fn run_to(&self, phase: &str) -> Run {
-        self.start_to(phase, &["--json", "run", "often"])
-    }
-
-    /// Starts it in a process group of its own, and waits until it says that it begins `phase`.
-    fn start_to(&self, phase: &str, args: &[&str]) -> Run {
-        let mut command = self.command(args);
-        command.stdout(Stdio::piped()).stderr(Stdio::null()).process_group(0);
-        let mut run = Run(command.spawn().unwrap());
-        let mut said = BufReader::new(run.0.stdout.take().unwrap()).lines();
-        let begins = |line: &str| {
-            let event: Value = serde_json::from_str(line).unwrap();
-            event["event"] == "phase" && event["phase"] == phase
-        };
-        assert!(said.any(|line| begins(&line.unwrap())), "`{phase}` never began");
-        // Nobody reads the rest; it must not break off because of that.
-        std::thread::spawn(move || said.for_each(drop));
-        run
-    }
-
-    fn journal(&self) -> usize {
-        self.noted().iter().filter(|name| name.ends_with(".json")).count()
+        self.folder.start_to(phase, &["run", "often"])
     }
 
     fn runs(&self) -> bool {
@@ -205,15 +106,13 @@ impl Host {
         text(&state) == "true false"
     }
 
-    fn count(&self) -> String {
+    pub(crate) fn count(&self) -> String {
         let count = self.cypher("MATCH (n) RETURN count(n)");
         String::from_utf8_lossy(&count.stdout).lines().last().unwrap_or_default().to_owned()
     }
 
     fn good(&self) -> usize {
-        let listed = self.ok(&["list", "--all", "--json", "--interval", "often"]);
-        let lines = listed.lines().map(|l| serde_json::from_str::<Value>(l).unwrap());
-        lines.filter(|l| l["event"] == "backup" && l["state"] == "good").count()
+        self.folder.good("often")
     }
 
     /// One kill, and all that must hold afterwards.
@@ -238,34 +137,21 @@ impl Host {
                 assert!(!self.runs(), "{what}: what was stopped came back by itself");
             }
             // As the unit of docs/watchdog.md does at start-up.
-            self.ok(&["resume"]);
+            self.folder.ok(&["resume"]);
         }
         let start = Instant::now();
-        while !(self.runs() && (self.journal() == 0 || self.never_begun(end))) {
+        while !(self.runs() && self.folder.is_over(end)) {
             let state = text(&docker(&["inspect", "-f", "{{.State.Status}}", &self.name]));
-            let noted = self.noted();
+            let noted = self.folder.noted();
             assert!(start.elapsed() < DEADLINE, "{what}: it is {state} after {DEADLINE:?}; noted: {noted:?}");
             std::thread::sleep(Duration::from_millis(200));
         }
         until(&what, PATIENCE, || self.count() == "1000");
         assert_eq!(self.good(), before, "{what}: a backup of a dead run");
-        self.ok(&["run", "often"]);
+        self.folder.ok(&["run", "often"]);
         assert_eq!(self.good(), (before + 1).min(2), "{what}");
-        assert_eq!((self.runs(), self.journal()), (true, 0), "{what}");
+        assert_eq!((self.runs(), self.folder.journal()), (true, 0), "{what}");
         self.assert_tidy(&what);
-    }
-
-    /// The names in the journal.
-    fn noted(&self) -> Vec<String> {
-        let files = std::fs::read_dir(self.path("state/interruptions")).into_iter().flatten();
-        files.map(|f| f.unwrap().file_name().to_string_lossy().into_owned()).collect()
-    }
-
-    /// Whether the run died with a watchdog that had not left its process group yet. Nothing is done to a server before
-    /// its watchdog has said that it runs, so the entry is all there is; the next run clears it.
-    fn never_begun(&self, end: End) -> bool {
-        let begun = |name: &String| [".armed", ".taken.json", ".down"].iter().any(|end| name.ends_with(end));
-        end == End::Group && !self.noted().iter().any(begun)
     }
 
     /// The one that watches over the run.
@@ -307,9 +193,7 @@ impl Host {
 
     /// The containers that have anything of it, ended ones too.
     fn over(&self) -> Vec<String> {
-        let all = text(&docker(&["ps", "-a", "--no-trunc", "--format", "{{.Names}} {{.Mounts}}"]));
-        let ours = self.path("").display().to_string();
-        all.lines().filter(|line| line.contains(&ours)).map(str::to_owned).collect()
+        mounting(&self.path("").display().to_string())
     }
 
     /// No clone, and no container but the server's over its data.
@@ -381,11 +265,11 @@ fn two_runs_over_one_neo4j_do_not_meet() {
     let host = Host::new("two");
     host.configure("stop-dump");
     let mut first = host.run_to("stopping the server");
-    let second = host.command(&["run", "often"]).output().unwrap();
+    let second = host.folder.command(&["run", "often"]).output().unwrap();
     let told = String::from_utf8_lossy(&second.stderr).into_owned();
     assert!(second.status.success() && told.contains("waiting"), "{told}");
     assert!(first.0.wait().unwrap().success());
-    assert_eq!((host.good(), host.journal(), host.runs()), (2, 0, true));
+    assert_eq!((host.good(), host.folder.journal(), host.runs()), (2, 0, true));
     assert_eq!(host.count(), "1000");
     host.assert_tidy("two runs");
 }

@@ -4,6 +4,7 @@
 mod clocks;
 mod config;
 mod containers;
+mod credentials;
 mod embed;
 mod exit_codes;
 mod faults;
@@ -11,6 +12,7 @@ mod full_disk;
 mod help;
 mod interrupted;
 mod json;
+mod killed;
 mod kills;
 mod legacy;
 mod neo4j_kills;

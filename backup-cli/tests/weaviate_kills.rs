@@ -1,69 +1,18 @@
 //! SIGKILL of the real binary, and of its whole process group, in each phase of a backup and of a restore of Weaviate: the
 //! server runs soon, with the old data or the new, the next run works, and nothing is left beside it.
 
-use std::io::{BufRead, BufReader};
-use std::os::unix::process::CommandExt as _;
-use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Output;
 
-use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::{Value, json};
+
+use crate::killed::{DEADLINE, End, Folder, PATIENCE, docker, mounting, text, until};
 
 const IMAGE: &str = "backup-test/weaviate:1.35";
 
-/// How long the container may not run, or tenants be as they were not, once the run is dead. The watchdog looks five
-/// times a second; a stop that was ordered is seen through first.
-const DEADLINE: Duration = Duration::from_secs(30);
-
-/// How long the server may then take to answer, on a machine that is busy.
-const PATIENCE: Duration = Duration::from_secs(120);
-
-fn docker(args: &[&str]) -> Output {
-    Command::new("docker").args(args).stdin(Stdio::null()).output().unwrap()
-}
-
-#[track_caller]
-fn text(done: &Output) -> String {
-    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
-    String::from_utf8_lossy(&done.stdout).trim().to_owned()
-}
-
-#[track_caller]
-fn until(what: &str, limit: Duration, mut reached: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !reached() {
-        assert!(start.elapsed() < limit, "{what}: not within {limit:?}");
-        // Each question starts a program, and there are few processors.
-        std::thread::sleep(Duration::from_millis(100));
-    }
-}
-
 /// A server with a volume, and a configuration of it.
 struct Host {
-    dir: tempfile::TempDir,
+    folder: Folder,
     name: String,
-}
-
-/// A run that is dead at the latest when this is dropped.
-struct Run(Child);
-
-impl Drop for Run {
-    fn drop(&mut self) {
-        let _gone = self.0.kill();
-        let _gone = self.0.wait();
-    }
-}
-
-impl Run {
-    fn kill(&mut self, whole_group: bool) {
-        if whole_group {
-            let group = Pid::from_raw(i32::try_from(self.0.id()).unwrap()).unwrap();
-            kill_process_group(group, Signal::KILL).unwrap();
-        } else {
-            self.0.kill().unwrap();
-        }
-        self.0.wait().unwrap();
-    }
 }
 
 impl Drop for Host {
@@ -76,7 +25,7 @@ impl Drop for Host {
 impl Host {
     fn new() -> Self {
         let name = format!("backup-test-{}-weaviate-kills", std::process::id());
-        let host = Self { dir: tempfile::tempdir().unwrap(), name };
+        let host = Self { folder: Folder::new(&[]), name };
         let label = format!("backup-test={}", std::process::id());
         text(&docker(&["volume", "create", "--label", &label, &host.name]));
         let volume = format!("{}:/var/lib/weaviate", host.name);
@@ -95,13 +44,11 @@ impl Host {
         args.push(IMAGE);
         text(&docker(&args));
         host.wait_until_ready("the start");
-        let config = format!(
-            "state_dir = 'state'\nstore.url = 'store'\n[services.weaviate]\nkind = 'weaviate'\ncontainer = '{}'\n\
+        host.folder.configure(&format!(
+            "store.url = 'store'\n[services.weaviate]\nkind = 'weaviate'\ncontainer = '{}'\n\
              [intervals.base]\nservices = ['weaviate']\nkeep = 1\n[intervals.often]\nservices = ['weaviate']\nkeep = 2\n",
             host.name
-        );
-        std::fs::write(host.dir.path().join("backup.toml"), config).unwrap();
-        host.ok(&["init"]);
+        ));
         host
     }
 
@@ -187,55 +134,16 @@ impl Host {
         lines.join("\n")
     }
 
-    fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(assert_cmd::cargo::cargo_bin!("backup"));
-        command.args(args).current_dir(self.dir.path()).env_clear().stdin(Stdio::null());
-        command.env("PATH", std::env::var_os("PATH").unwrap());
-        command
-    }
-
-    #[track_caller]
-    fn ok(&self, args: &[&str]) -> String {
-        text(&self.command(args).output().unwrap())
-    }
-
-    /// Starts a run in a process group of its own, and waits until it says that it begins `phase`.
-    fn run_to(&self, phase: &str, args: &[&str]) -> Run {
-        let mut command = self.command(args);
-        command.stdout(Stdio::piped()).stderr(Stdio::null()).process_group(0);
-        let mut run = Run(command.spawn().unwrap());
-        let mut said = BufReader::new(run.0.stdout.take().unwrap()).lines();
-        let begins = |line: &str| {
-            let event: Value = serde_json::from_str(line).unwrap();
-            event["event"] == "phase" && event["phase"] == phase
-        };
-        assert!(said.any(|line| begins(&line.unwrap())), "`{phase}` never began");
-        // Nobody reads the rest; it must not break off because of that.
-        std::thread::spawn(move || said.for_each(drop));
-        run
-    }
-
-    fn journal(&self) -> usize {
-        let files = std::fs::read_dir(self.dir.path().join("state/interruptions")).into_iter().flatten();
-        files.filter(|f| f.as_ref().is_ok_and(|f| f.path().extension().is_some_and(|e| e == "json"))).count()
-    }
-
     /// The names in a folder of its volume.
     fn names(&self, folder: &str) -> Vec<String> {
         let list = format!("ls -A {folder} 2>/dev/null || true");
         text(&docker(&["exec", &self.name, "sh", "-c", &list])).lines().map(str::to_owned).collect()
     }
 
-    fn good(&self, interval: &str) -> usize {
-        let listed = self.ok(&["list", "--all", "--json", "--interval", interval]);
-        let lines = listed.lines().map(|l| serde_json::from_str::<Value>(l).unwrap());
-        lines.filter(|l| l["event"] == "backup" && l["state"] == "good").count()
-    }
-
     /// It runs, as it did before.
-    fn assert_back(&self, what: &str) {
+    fn assert_back(&self, what: &str, end: End) {
         let running = || text(&docker(&["inspect", "-f", "{{.State.Running}}", &self.name])) == "true";
-        until(what, DEADLINE, || self.journal() == 0 && running());
+        until(what, DEADLINE, || self.folder.is_over(end) && running());
         self.wait_until_ready(what);
         until(what, DEADLINE, || self.asleep());
     }
@@ -243,21 +151,21 @@ impl Host {
     /// The next run makes a good backup, and nothing is left beside the server and its data.
     fn assert_next_run_works(&self, what: &str) {
         // What a killed restore was doing ends first.
-        self.ok(&["cleanup", "--yes"]);
-        let before = self.good("often");
-        self.ok(&["run", "often"]);
-        assert_eq!(self.good("often"), (before + 1).min(2), "{what}");
-        self.ok(&["cleanup", "--yes"]);
+        self.folder.ok(&["cleanup", "--yes"]);
+        let before = self.folder.good("often");
+        self.folder.ok(&["run", "often"]);
+        assert_eq!(self.folder.good("often"), (before + 1).min(2), "{what}");
+        self.folder.ok(&["cleanup", "--yes"]);
         self.wait_until_ready(what);
         assert_eq!(self.names("/var/lib/weaviate/backups"), Vec::<String>::new(), "{what}");
         // Neither `weaviate.backup.…` nor `.weaviate.restore-…`; the server itself has a `.backup.tmp`.
         let beside = self.names("/var/lib/weaviate");
         assert!(!beside.iter().any(|name| name.contains("weaviate.")), "{what}: {beside:?}");
         // A second server has a folder of the volume mounted, and shows its path.
-        let all = text(&docker(&["ps", "-a", "--no-trunc", "--format", "{{.Names}} {{.Mounts}}"]));
-        let over: Vec<&str> = all.lines().filter(|line| line.contains(&self.name)).collect();
+        let over = mounting(&self.name);
         assert!(over.len() == 1, "{what}: {over:?}");
         assert!(self.asleep(), "{what}");
+        assert_eq!(self.folder.journal(), 0, "{what}");
     }
 }
 
@@ -267,41 +175,43 @@ fn backups_and_restores_of_weaviate_killed_in_each_phase() {
     let host = Host::new();
     host.seed();
     let wanted = host.digest();
-    host.ok(&["run", "base"]);
+    host.folder.ok(&["run", "base"]);
 
-    for (phase, whole_group) in
-        [("activating tenants", false), ("counting", true), ("the server makes its backup", false)]
-    {
+    for (phase, end) in [
+        ("activating tenants", End::Process),
+        ("counting", End::Group),
+        ("the server makes its backup", End::Process),
+    ] {
         let what = format!("backup killed in `{phase}`");
-        host.run_to(phase, &["--json", "run", "often"]).kill(whole_group);
-        host.assert_back(&what);
+        host.folder.start_to(phase, &["run", "often"]).kill(end);
+        host.assert_back(&what, end);
         assert_eq!(host.digest(), wanted, "{what}");
     }
     // Once the server has begun, it goes on without us.
     let what = "backup killed while the server writes it";
-    let mut run = host.run_to("the server makes its backup", &["--json", "run", "often"]);
+    let run = host.folder.start_to("the server makes its backup", &["run", "often"]);
     until(what, DEADLINE, || !host.names("/var/lib/weaviate/backups").is_empty());
-    run.kill(true);
-    host.assert_back(what);
-    assert_eq!(host.good("often"), 0, "a backup of a dead run");
+    run.kill(End::Group);
+    host.assert_back(what, End::Group);
+    assert_eq!(host.folder.good("often"), 0, "a backup of a dead run");
     host.assert_next_run_works(what);
 
     host.change();
     let old = host.digest();
     assert_ne!(old, wanted);
-    for (phase, whole_group) in [
-        ("starting a server of the same image", false),
-        ("the server restores the backup", true),
-        ("counting what was restored", false),
-        ("stopping the server", true),
-        ("replacing its data", false),
-        ("starting the server", true),
-        ("waiting for the server", false),
+    for (phase, end) in [
+        ("starting a server of the same image", End::Process),
+        ("the server restores the backup", End::Group),
+        ("counting what was restored", End::Process),
+        ("stopping the server", End::Group),
+        ("replacing its data", End::Process),
+        ("starting the server", End::Group),
+        ("waiting for the server", End::Process),
     ] {
         let what = format!("restore killed in `{phase}`");
-        let restore = ["--json", "restore", "weaviate", "--interval", "base", "--yes"];
-        host.run_to(phase, &restore).kill(whole_group);
-        host.assert_back(&what);
+        let restore = ["restore", "weaviate", "--interval", "base", "--yes"];
+        host.folder.start_to(phase, &restore).kill(end);
+        host.assert_back(&what, end);
         let found = host.digest();
         assert!(found == old || found == wanted, "{what}: {found}");
         host.assert_next_run_works(&what);
@@ -310,7 +220,7 @@ fn backups_and_restores_of_weaviate_killed_in_each_phase() {
         host.change();
         assert_eq!(host.digest(), old, "{what}");
     }
-    host.ok(&["restore", "weaviate", "--interval", "base", "--yes"]);
+    host.folder.ok(&["restore", "weaviate", "--interval", "base", "--yes"]);
     assert_eq!(host.digest(), wanted);
     host.assert_next_run_works("a restore that nobody killed");
 }

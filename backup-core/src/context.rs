@@ -48,6 +48,9 @@ pub struct OpContext {
     pub events: Arc<dyn EventSink>,
     /// Secrets.
     pub secrets: Arc<dyn SecretResolver>,
+    /// Secrets as they were when the backup was made that is restored, if anybody knows: a server that keeps its passwords
+    /// with its data has them again.
+    pub secrets_then: Option<Arc<dyn SecretResolver>>,
     /// Remembers interruptions of the service.
     pub journal: Arc<dyn InterruptionJournal>,
     /// Ends them if this process cannot.
@@ -81,6 +84,7 @@ impl OpContext {
             clock,
             events: Arc::new(crate::event::NoEvents),
             secrets: Arc::new(crate::secret::NoSecrets),
+            secrets_then: None,
         }
     }
 

@@ -149,8 +149,22 @@ impl Bolt {
         database: &str,
         query: &str,
     ) -> Result<Rows, AdapterError> {
+        self.query_with(cx, database, query, Vec::new()).await
+    }
+
+    /// The same, with parameters.
+    ///
+    /// # Errors
+    /// As [`query`](Self::query).
+    pub(super) async fn query_with(
+        &mut self,
+        cx: &OpContext,
+        database: &str,
+        query: &str,
+        parameters: Vec<(String, Value)>,
+    ) -> Result<Rows, AdapterError> {
         let extra = vec![("db".to_owned(), Value::text(database))];
-        let run = vec![Value::text(query), Value::Map(Vec::new()), Value::Map(extra)];
+        let run = vec![Value::text(query), Value::Map(parameters), Value::Map(extra)];
         let told = self.done(cx, 0x10, run).await?;
         let fields = match told.get("fields") {
             Some(Value::List(names)) => {

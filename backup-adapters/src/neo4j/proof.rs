@@ -7,13 +7,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use backup_core::runtime::ExecCommand;
-use backup_core::{AdapterError, AdapterErrorKind, Evidence, OpContext};
+use backup_core::{AdapterError, AdapterErrorKind, Evidence, OpContext, Secret};
 use futures::TryStreamExt;
 use tokio::time::{Instant, sleep};
 use tokio_util::io::{ReaderStream, StreamReader};
 
 use super::bolt::{Bolt, Login};
 use super::capture::phase;
+use super::packstream::Value;
 use super::server::{self, Server};
 use super::tools::{self, CONF, Conf, DATA, MEMORY, TRANSACTIONS};
 use crate::runtime::docker::Helper;
@@ -50,8 +51,18 @@ impl Subject {
     }
 }
 
-/// Starts a server over it, waits until every database is online, counts, and ends it cleanly; then, with `check`, has
-/// each database checked.
+/// What is done besides opening the data and counting it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Also<'a> {
+    Nothing,
+    /// Neo4j checks each database.
+    Check,
+    /// The configured user gets this password: the second server asks for none, as Neo4j's manual has it for lost ones
+    /// (Operations Manual, "Password and user recovery").
+    SetPassword(&'a Secret),
+}
+
+/// Starts a server over it, waits until every database is online, counts, and ends it cleanly.
 ///
 /// # Errors
 /// `Corrupt` if Neo4j does not open the data or finds it inconsistent; those of the runtime.
@@ -59,7 +70,7 @@ pub(super) async fn prove(
     server: &Server,
     cx: &OpContext,
     subject: &Subject,
-    check: bool,
+    also: Also<'_>,
 ) -> Result<Evidence, AdapterError> {
     let transactions = match &subject.transactions {
         Some(_) => TRANSACTIONS.into(),
@@ -82,7 +93,11 @@ pub(super) async fn prove(
     let called = subject.called;
     phase(cx, &format!("starting a second server over the {called} data"));
     let second = cx.within(server.docker.helper(&cx.run_id, spec)).await??;
-    let counted = count(cx, &second, called).await;
+    let mut counted = count(cx, &second, called).await;
+    if let (Ok(_), Also::SetPassword(password)) = (&counted, also) {
+        let set = set_password(server, cx, &second, password).await;
+        counted = counted.and_then(|found| set.map(|()| found));
+    }
     let ended = match &counted {
         Ok(_) => cx.within(second.stop(GRACE)).await.and_then(|ended| ended),
         Err(_) => Ok(backup_core::runtime::ExitStatus { code: None, killed: false }),
@@ -94,7 +109,7 @@ pub(super) async fn prove(
         let what = format!("the second server over the {called} data does not end by itself");
         return Err(AdapterError::new(AdapterErrorKind::Timeout, what));
     }
-    if check {
+    if also == Also::Check {
         phase(cx, &format!("checking the consistency of the {called} data"));
         let helper =
             tools::over(server, cx, subject.image.clone(), &subject.user, subject.major, subject.binds())
@@ -152,6 +167,28 @@ async fn count(
             return Err(AdapterError::corrupt(unopened).with_source(late));
         }
         cx.within(sleep(LOOK)).await?;
+    }
+}
+
+async fn set_password(
+    server: &Server,
+    cx: &OpContext,
+    second: &Helper,
+    password: &Secret,
+) -> Result<(), AdapterError> {
+    let mut bolt = tunnel(cx, second).await?;
+    let parameters = [("user", server.user.as_str()), ("password", password.expose())];
+    let parameters = parameters.map(|(key, value)| (key.to_owned(), Value::text(value))).to_vec();
+    let query = "ALTER USER $user SET PASSWORD $password CHANGE NOT REQUIRED";
+    let set = bolt.query_with(cx, server::SYSTEM, query, parameters).await;
+    bolt.close(cx).await;
+    match set {
+        Ok(_) => Ok(()),
+        Err(e) if e.to_string().contains("cannot be the same") => Ok(()),
+        Err(e) => {
+            let what = format!("cannot set the password of user `{}` in the restored data", server.user);
+            Err(AdapterError::new(e.kind(), what).with_source(e))
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use backup_core::{AdapterError, AdapterErrorKind, Evidence, OpContext};
+use backup_core::{AdapterError, AdapterErrorKind, Evidence, OpContext, Secret};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -38,11 +38,25 @@ impl Server {
     /// # Errors
     /// `Unavailable` if it does not answer; `PermissionDenied` if it does not let us in; those of the runtime.
     pub(super) async fn connect(&self, cx: &OpContext) -> Result<Bolt, AdapterError> {
-        let address = cx.within(self.docker.endpoint(self.port)).await??;
         let password = match &self.password {
             Some(secret) => Some(Box::pin(secret.resolve(cx, Some(&self.docker))).await?),
             None => None,
         };
+        self.log_in(cx, password).await
+    }
+
+    /// Logs in with the password of the time of the backup that is restored. `None` if nobody knows that.
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect).
+    pub(super) async fn connect_as_then(&self, cx: &OpContext) -> Result<Option<Bolt>, AdapterError> {
+        let Some(secret) = &self.password else { return Ok(None) };
+        let Some(password) = Box::pin(secret.resolve_then(cx)).await else { return Ok(None) };
+        self.log_in(cx, Some(password)).await.map(Some)
+    }
+
+    async fn log_in(&self, cx: &OpContext, password: Option<Secret>) -> Result<Bolt, AdapterError> {
+        let address = cx.within(self.docker.endpoint(self.port)).await??;
         let unavailable =
             |what: String| AdapterError::new(AdapterErrorKind::Unavailable, format!("{self} {what}"));
         let stream = match cx.within(timeout(CONNECT, TcpStream::connect(address))).await? {

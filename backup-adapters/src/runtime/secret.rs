@@ -70,6 +70,18 @@ impl ServiceSecret {
         !matches!(self, Self::Host(_))
     }
 
+    /// The secret as it was when the backup was made that is restored. `None` if nobody knows.
+    pub async fn resolve_then(&self, cx: &OpContext) -> Option<Secret> {
+        let reference = match self {
+            Self::Host(reference) => reference.clone(),
+            // Compose fills a container's environment from the `.env` that has the same names.
+            Self::ContainerEnv(name) => SecretRef::Env(name.clone()),
+            Self::ContainerFile(_) => return None,
+        };
+        let secrets = std::sync::Arc::clone(cx.secrets_then.as_ref()?);
+        spawn_blocking(move || secrets.resolve(&reference)).await.ok()?.ok()
+    }
+
     /// The secret, read anew at each call.
     ///
     /// # Errors

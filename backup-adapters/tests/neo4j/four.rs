@@ -4,7 +4,7 @@ use backup_core::Consistency;
 
 use crate::capture::under_a_writer;
 use crate::graph::{Graph, Release};
-use crate::restore::round_trip;
+use crate::restore::{round_trip, set_password};
 use crate::support::Disk;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -34,4 +34,11 @@ async fn dumps_and_files_of_4_4_there_and_back() {
     graph.forget_kept();
     graph.cypher("MATCH (n) DETACH DELETE n");
     round_trip(&graph, "stop-copy").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Docker and root"]
+async fn the_password_of_4_4_is_set_if_that_is_wanted() {
+    let disk = Disk::xfs();
+    set_password(&Graph::over_of(Release::Four, &disk.folder("data"))).await;
 }

@@ -74,6 +74,11 @@ impl Args {
             return Ok(Done::ok().with("confirmed", false));
         }
         preview.request.cancel = cx.interrupt.graceful();
+        #[cfg(feature = "full")]
+        {
+            preview.request.secrets_then =
+                crate::secrets::then::secrets(&session.engine, preview.metadata.timestamp).await;
+        }
         let report = session.engine.restore(&preview).await?;
         let done = report::conclude(cx, &report, "restored");
         let undo = session.plan().service(self.service.as_str())?.adapter.capabilities().undo;

@@ -1,6 +1,7 @@
 //! What a restore would do: which backup, onto what, with which room. Nothing is changed.
 
 use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
@@ -12,6 +13,7 @@ use crate::error::{BackupError, Stage};
 use crate::id::{Interval, ServiceName, Timestamp};
 use crate::keep_aside;
 use crate::metadata::Metadata;
+use crate::secret::SecretResolver;
 
 /// What to restore.
 #[derive(Debug, Clone)]
@@ -28,6 +30,8 @@ pub struct RestoreRequest {
     pub force: bool,
     /// Ends it early. Once it went live, it is completed.
     pub cancel: CancellationToken,
+    /// Secrets as they were when that backup was made: see [`OpContext::secrets_then`](crate::OpContext::secrets_then).
+    pub secrets_then: Option<Arc<dyn SecretResolver>>,
 }
 
 impl RestoreRequest {
@@ -35,7 +39,7 @@ impl RestoreRequest {
     #[must_use]
     pub fn new(service: ServiceName) -> Self {
         let (selector, cancel) = (Selector::Newest, CancellationToken::new());
-        Self { service, selector, interval: None, to: None, force: false, cancel }
+        Self { service, selector, interval: None, to: None, force: false, cancel, secrets_then: None }
     }
 }
 

@@ -135,6 +135,7 @@ impl Inner {
         let at = Self::restore_moment(preview.at, &self.state.restores(name)?);
         let mut cx = self.context(run, service, at, deadline(service.timeout))?;
         cx.force = preview.request.force;
+        cx.secrets_then.clone_from(&preview.request.secrets_then);
         let adapter = &service.adapter;
         let fail = |stage| move |e| super::capture::adapter_error(service, stage, e);
         let plan = adapter

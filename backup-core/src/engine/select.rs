@@ -1,6 +1,11 @@
 //! Choosing one backup.
 
-use super::Inner;
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+
+use super::{Engine, Inner, deadline};
+use crate::adapter::RestoreSource;
 use crate::catalog::{Entry, Filter};
 use crate::error::BackupError;
 use crate::id::{BackupId, Interval, ServiceName, Timestamp};
@@ -23,6 +28,26 @@ pub(super) struct Choice {
     pub(super) entry: Entry,
     /// Newer ones that were not taken, one line each.
     pub(super) passed_over: Vec<String>,
+}
+
+impl Engine {
+    /// A backup to read from, without restoring it: the plain bytes of its artifacts, which are proven at their end.
+    ///
+    /// # Errors
+    /// [`BackupError::Refused`] if there is no such backup; those of the store.
+    pub async fn source(
+        &self,
+        service: &ServiceName,
+        selector: &Selector,
+    ) -> Result<RestoreSource, BackupError> {
+        let inner = &self.inner;
+        let planned = inner.service(service)?;
+        let Choice { entry, .. } = inner.choose(service, None, selector).await?;
+        let metadata = inner.catalog.metadata(&entry.id).await?;
+        let run = inner.quiet_run("read", CancellationToken::new())?;
+        let cx = inner.context(&run, planned, inner.now(), deadline(planned.timeout))?;
+        Ok(inner.restore_source(&cx, Arc::new(metadata)))
+    }
 }
 
 impl Inner {

@@ -69,7 +69,7 @@ impl Taking {
             major: self.found.major(),
             home: facts.home.clone(),
         };
-        let proven = proof::prove(server, cx, &subject, true).await?;
+        let proven = proof::prove(server, cx, &subject, proof::Also::Check).await?;
         let mut range = self.found.before.clone();
         range.counts_after.clone_from(&after.counts);
         let differences = range.contradictions(&proven);

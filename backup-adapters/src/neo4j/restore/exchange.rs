@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::super::Neo4j;
+use super::super::bolt::Bolt;
 use super::super::capture::{COME_BACK, blocking, phase};
 use super::super::{places, server};
 use super::record::{read_record, write_record};
@@ -136,11 +137,8 @@ pub(super) async fn replace(
     phase(cx, "waiting for the server to open its data");
     let calm = calm(cx);
     let counted = async {
-        let mut bolt = neo4j.server.wait(&calm, COME_BACK).await?;
-        let databases = server::databases(&calm, &mut bolt).await?;
-        let evidence = server::evidence(&calm, &mut bolt, &databases).await?;
-        bolt.close(&calm).await;
-        Ok::<_, AdapterError>(evidence)
+        let bolt = neo4j.server.wait(&calm, COME_BACK).await?;
+        count(&calm, bolt).await
     };
     match counted.await {
         Ok(evidence) => {
@@ -149,11 +147,23 @@ pub(super) async fn replace(
         }
         Err(e) if e.kind() == AdapterErrorKind::PermissionDenied => {
             done.credentials_differ = true;
+            let then = count_as_then(neo4j, &calm).await;
+            let known = match &then {
+                Ok(Some(_)) => {
+                    "the password of that time is in the backup of the `.env` of that time, and is taken"
+                }
+                Ok(None) => "no backup of a `.env` of that time has the password",
+                Err(_) => "the one in the backup of the `.env` of that time is refused, too",
+            };
             cx.warn(format!(
                 "restored, but credentials differ: the users and passwords of {} are those of the backup's time, and the \
-                 configured ones are refused ({e}); docs/neo4j.md says how to set a password anew",
+                 configured ones are refused ({e}); {known}; to have the configured password set in restored data, say \
+                 `reset_password = true` and restore again, or see docs/neo4j.md",
                 neo4j.server
             ));
+            if let Ok(Some(evidence)) = then {
+                done.evidence = evidence;
+            }
             Ok((done, None))
         }
         Err(e) if way != Way::Switch => Err(e),
@@ -169,6 +179,21 @@ pub(super) async fn replace(
             );
             Ok((done, Some(AdapterError::new(AdapterErrorKind::Corrupt, what).with_source(e))))
         }
+    }
+}
+
+async fn count(cx: &OpContext, mut bolt: Bolt) -> Result<Evidence, AdapterError> {
+    let databases = server::databases(cx, &mut bolt).await?;
+    let evidence = server::evidence(cx, &mut bolt, &databases).await?;
+    bolt.close(cx).await;
+    Ok(evidence)
+}
+
+/// Counts as whoever could log in when the backup was made. `None` if nobody knows the password of then.
+async fn count_as_then(neo4j: &Neo4j, cx: &OpContext) -> Result<Option<Evidence>, AdapterError> {
+    match neo4j.server.connect_as_then(cx).await? {
+        Some(bolt) => count(cx, bolt).await.map(Some),
+        None => Ok(None),
     }
 }
 

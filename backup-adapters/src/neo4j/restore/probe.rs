@@ -39,7 +39,7 @@ pub(in crate::neo4j) async fn probe(
     let user = format!("{uid}:{gid}");
     let major = server::major(&tools::version(&neo4j.server, cx, image.clone()).await?);
     let subject = Subject { called: "restored", data, transactions: None, user, image, major, home: None };
-    proof::prove(&neo4j.server, cx, &subject, true).await
+    proof::prove(&neo4j.server, cx, &subject, proof::Also::Check).await
 }
 
 async fn probe_live(neo4j: &Neo4j, cx: &OpContext) -> Result<Evidence, AdapterError> {

@@ -67,7 +67,9 @@ async fn build(
     })
     .await?;
     if job.live {
-        let found = proof::prove(&neo4j.server, cx, &job.subject(&job.data, Some(&job.logs)), false).await?;
+        let password = neo4j.password_to_set(cx).await?;
+        let also = password.as_ref().map_or(proof::Also::Nothing, proof::Also::SetPassword);
+        let found = proof::prove(&neo4j.server, cx, &job.subject(&job.data, Some(&job.logs)), also).await?;
         let differences = source.metadata().evidence.contradictions(&found);
         if !differences.is_empty() {
             let what = format!("the restored data is not that of the backup: {}", differences.join("; "));
