@@ -61,7 +61,9 @@ def seed(megabytes):
         sys.exit(3)
     text = {"name": "text", "dataType": ["text"]}
     number = {"name": "number", "dataType": ["int"]}
-    call("POST", "/v1/schema", {"class": "SeedPages", "vectorizer": "none", "properties": [
+    # A coarse index: the vectors are random, and building a good one is most of the time that seeding takes.
+    call("POST", "/v1/schema", {"class": "SeedPages", "vectorizer": "none",
+                                "vectorIndexConfig": {"efConstruction": 32, "maxConnections": 16}, "properties": [
         text, number, {"name": "when", "dataType": ["date"]}, {"name": "tags", "dataType": ["text[]"]},
         {"name": "place", "dataType": ["geoCoordinates"]}]})
     fill("SeedPages", max(200, megabytes * 1000000 // OBJECT), 0, lambda n: {"vector": vector(n), "properties": {

@@ -14,8 +14,8 @@ use tokio::time::{Instant, sleep};
 use super::api::{Api, one_line};
 use super::files::Files;
 
-/// How often the status is asked for: at first, and at most.
-const POLL: Duration = Duration::from_millis(200);
+/// How often the status is asked for: at first, and at most. In between, after a tenth of the time that went by.
+const POLL: Duration = Duration::from_millis(50);
 const POLL_LONG: Duration = Duration::from_secs(2);
 
 /// How long the server may not answer before it counts as gone.
@@ -164,7 +164,8 @@ impl Job {
         cx: &OpContext,
         files: Option<&dyn Files>,
     ) -> Result<(), AdapterError> {
-        let (mut poll, mut moved) = (POLL, Instant::now());
+        let began = Instant::now();
+        let mut moved = began;
         let mut seen = (String::new(), None);
         let mut silent: Option<Instant> = None;
         let unseen = files.is_some_and(|files| !files.grows());
@@ -225,8 +226,7 @@ impl Job {
                 );
                 return Err(AdapterError::new(AdapterErrorKind::Timeout, what));
             }
-            cx.within(sleep(poll)).await?;
-            poll = (poll * 5 / 4).min(POLL_LONG);
+            cx.within(sleep((began.elapsed() / 10).clamp(POLL, POLL_LONG))).await?;
         }
     }
 
