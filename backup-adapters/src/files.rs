@@ -13,11 +13,12 @@ use backup_core::{
 };
 use serde::Deserialize;
 
+use crate::on_disk::blocking;
 use crate::tree::adapter::{Kind, Tree};
 use crate::tree::capture::{self, Job};
 use crate::tree::check::TarCheck;
 use crate::tree::hand::LeftOut;
-use crate::tree::live::{Live, artifact_name, blocking, roots_attribute};
+use crate::tree::live::{Live, artifact_name, roots_attribute};
 use crate::tree::roots;
 use crate::tree::rules::RuleSpec;
 pub use crate::tree::write::OnChange;

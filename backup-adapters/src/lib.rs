@@ -34,6 +34,8 @@ use std::sync::Arc;
 
 use backup_core::{AdapterRegistry, ConfigError, LocalStore, Store, StoreRegistry};
 
+#[cfg(any(feature = "redis", feature = "weaviate"))]
+mod beside;
 #[cfg(feature = "env")]
 pub mod env;
 #[cfg(feature = "files")]
@@ -44,6 +46,8 @@ mod in_use;
 mod legacy;
 #[cfg(feature = "neo4j")]
 pub mod neo4j;
+#[cfg(any(feature = "_tar", feature = "redis"))]
+mod on_disk;
 #[cfg(feature = "postgres")]
 pub mod postgres;
 #[cfg(feature = "redis")]

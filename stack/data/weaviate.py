@@ -69,7 +69,7 @@ def seed(megabytes):
     fill("SeedPages", max(200, megabytes * 1000000 // OBJECT), 0, lambda n: {"vector": vector(n), "properties": {
         "text": f"page {n} of the seed, with \u00fcml\u00e4uts and \U0001f980", "number": n,
         "when": f"2020-01-{1 + n % 28:02}T00:00:00Z", "tags": ["a", f"t{n % 17}"],
-        "place": {"latitude": n % 90, "longitude": n % 180}}})
+        "place": {"latitude": n * 7919 % 90000 / 1000, "longitude": n * 104729 % 180000 / 1000}}})
     call("POST", "/v1/schema", {"class": "SeedNamed", "properties": [text], "vectorConfig": {
         "title": {"vectorizer": {"none": {}}, "vectorIndexType": "hnsw"},
         "body": {"vectorizer": {"none": {}}, "vectorIndexType": "flat"}}})

@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use backup_core::runtime::{Inspection, RunState};
 use backup_core::{AdapterError, AdapterErrorKind, BackupSource, Event, Evidence, OpContext};
-use tokio::task::spawn_blocking;
 
 pub(super) use self::clones::reclaim;
 use self::clones::try_clone;
@@ -21,6 +20,7 @@ use super::places::{self, Places};
 use super::replica;
 use super::server::{self, Facts};
 use super::tools;
+use crate::on_disk::blocking;
 
 /// How long an interruption may last that nothing else limits.
 const LONGEST: Duration = Duration::from_secs(4 * 3600);
@@ -93,7 +93,7 @@ pub(super) async fn look(neo4j: &Neo4j, cx: &OpContext) -> Result<Found, Adapter
 pub(super) async fn open(neo4j: &Neo4j, cx: &OpContext) -> Result<BackupSource, AdapterError> {
     let mut found = look(neo4j, cx).await?;
     let (data, logs) = (found.places.data.clone(), found.places.transactions.clone());
-    let bytes = spawn_blocking(move || {
+    let bytes = tokio::task::spawn_blocking(move || {
         let outside = if logs.starts_with(&data) { 0 } else { replica::occupied(&logs, &[])? };
         Ok(replica::occupied(&data, &[data.join("dumps")])? + outside)
     });
@@ -164,15 +164,6 @@ fn lacks_room(cx: &OpContext, mode: CaptureMode, bytes: u64) -> Result<(), Adapt
             free >> 20
         ),
     ))
-}
-
-/// Runs `work` off the async threads.
-pub(super) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, AdapterError> + Send + 'static,
-) -> Result<T, AdapterError> {
-    spawn_blocking(work).await.unwrap_or_else(|e| {
-        Err(AdapterError::new(AdapterErrorKind::Other, "the work on files of Neo4j broke off").with_source(e))
-    })
 }
 
 async fn remove_all(all: Vec<PathBuf>) -> Result<(), AdapterError> {

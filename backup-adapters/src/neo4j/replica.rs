@@ -11,6 +11,7 @@ use backup_core::{AdapterError, AdapterErrorKind, keep_aside};
 
 use self::bytes::{create, dress, file, shares_blocks};
 pub(super) use self::bytes::{log, write};
+use crate::on_disk::failed;
 
 /// What the names of our clones begin with; the id of the run follows.
 pub(super) const PREFIX: &str = ".backup-clone-";
@@ -44,11 +45,6 @@ impl How {
 pub(super) struct Copied {
     pub(super) files: u64,
     pub(super) bytes: u64,
-}
-
-fn failed(what: &str, path: &Path) -> impl Fn(io::Error) -> AdapterError + use<> {
-    let message = format!("cannot {what} `{}`", path.display());
-    move |e| AdapterError::io(message.clone(), e)
 }
 
 /// Where the clone of a run is, in the mount that holds what is cloned.

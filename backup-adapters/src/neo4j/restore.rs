@@ -22,8 +22,8 @@ pub(super) use self::plan::plan;
 pub(super) use self::probe::probe;
 pub(super) use self::stage::stage;
 pub(super) use self::steps::{discard, leftovers, switch, undo};
-use super::capture::blocking;
 use super::proof::Subject;
+use crate::on_disk::{blocking, failed};
 
 /// Beside a data directory that was restored without a container: the image of its server.
 const IMAGE: &str = ".image.json";
@@ -56,11 +56,6 @@ struct Job {
     kept: PathBuf,
     done: PathBuf,
     records: Vec<PathBuf>,
-}
-
-fn failed(what: &str, path: &Path) -> impl Fn(std::io::Error) -> AdapterError + use<> {
-    let message = format!("cannot {what} `{}`", path.display());
-    move |e| AdapterError::io(message.clone(), e)
 }
 
 fn number(artifact: &ArtifactMeta, key: &str) -> Option<u64> {

@@ -13,18 +13,14 @@ use serde::{Deserialize, Serialize};
 
 use super::base;
 use super::load::proven;
-use super::restore::{Listed, Token, attribute, blocking, database_of, format_of, parser_of, write_list};
+use super::restore::{Listed, Token, attribute, database_of, format_of, parser_of, write_list};
+use crate::on_disk::{blocking, failed};
 
 /// Where the files go.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Plan {
     dir: PathBuf,
     staged: PathBuf,
-}
-
-fn failed(what: &str, path: &Path) -> impl FnOnce(std::io::Error) -> AdapterError + use<> {
-    let message = format!("cannot {what} `{}`", path.display());
-    move |e| AdapterError::io(message, e)
 }
 
 pub(super) async fn plan(

@@ -7,7 +7,6 @@ use backup_core::{
     RestoreTarget, SpaceNeed, StepToken,
 };
 use serde::{Deserialize, Serialize};
-use tokio::task::spawn_blocking;
 
 use super::capture::{GLOBALS, PROPERTIES};
 use super::facts::{Database, ServerFacts, staged_suffix};
@@ -18,6 +17,7 @@ use super::sql::suffixed;
 use super::swap::{Item, Plan, Step, drop_database, kept_name};
 use super::{Settings, base, dir, scratch};
 use crate::legacy::LEGACY;
+use crate::on_disk::blocking;
 
 /// In a directory or scratch: what a restore made there.
 const LIST: &str = "databases.json";
@@ -61,15 +61,6 @@ pub(super) async fn write_list(dir: &Path, list: &[Listed]) -> Result<(), Adapte
             .map_err(|e| AdapterError::io(format!("cannot write `{}`", path.display()), e))
     })
     .await
-}
-
-/// Work on files, off the async threads.
-pub(super) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, AdapterError> + Send + 'static,
-) -> Result<T, AdapterError> {
-    spawn_blocking(work).await.unwrap_or_else(|e| {
-        Err(AdapterError::new(AdapterErrorKind::Other, "the work on files broke off").with_source(e))
-    })
 }
 
 /// The database that an artifact holds; `None` if it is none. What other programs wrote has no attributes.
@@ -249,7 +240,8 @@ async fn space(
         return Ok(Vec::new());
     };
     let path = link.cx.within(link.runtime.volume_path(&inside)).await?.ok().flatten();
-    let seen = spawn_blocking(move || path.filter(|p| p.metadata().is_ok())).await.ok().flatten();
+    let seen =
+        tokio::task::spawn_blocking(move || path.filter(|p| p.metadata().is_ok())).await.ok().flatten();
     if let Some(path) = seen {
         return Ok(vec![SpaceNeed { path, bytes }]);
     }

@@ -1,110 +1,40 @@
 //! Restores into directories: a file `dump.rdb`, as a server would find it.
 
-use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use backup_core::keep_aside::{self, Swap};
-use backup_core::{
-    AdapterError, AdapterErrorKind, Evidence, OpContext, Replaced, RestorePlan, RestoreSource, RestoreTarget,
-    SpaceNeed, StepToken,
-};
-use serde::{Deserialize, Serialize};
+use backup_core::{AdapterError, Evidence, OpContext, RestorePlan, RestoreTarget, StepToken};
 use tokio::process::{Child, Command};
 use tokio::time::sleep;
 
 use super::conn::{self, Conn, Server};
 use super::facts::Info;
-use super::kept::{self, blocking};
+use super::kept;
 use super::rdb::Summary;
-use super::restore::{Token, existing, fetch, is_own};
+use super::restore::{Token, is_own};
 use super::{check, resp};
+use crate::beside::Place;
+use crate::on_disk::failed;
 
 const NAME: &str = "dump.rdb";
 
 /// A file in a directory.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(super) struct Place {
-    target: PathBuf,
-    staged: PathBuf,
-    swap: Option<Swap>,
-}
-
-fn failed(what: &str, path: &Path) -> impl Fn(io::Error) -> AdapterError + use<> {
-    let message = format!("cannot {what} `{}`", path.display());
-    move |e| AdapterError::io(message.clone(), e)
-}
-
 pub(super) async fn plan(
     cx: &OpContext,
     dir: &Path,
     target: &RestoreTarget,
     bytes: u64,
 ) -> Result<RestorePlan, AdapterError> {
-    let file = dir.join(NAME);
-    let place =
-        Place { staged: keep_aside::staging_path(&file, &cx.run_id), target: file.clone(), swap: None };
-    let (cx, dir) = (cx.clone(), dir.to_owned());
-    let (replaces, space) = blocking(move || {
-        let full = fs::read_dir(&dir).is_ok_and(|e| e.flatten().any(|e| !is_own(&e.file_name())));
-        if full && !cx.force {
-            let what = format!("directory `{}` is not empty", dir.display());
-            return Err(AdapterError::new(AdapterErrorKind::Conflict, what));
-        }
-        let mut replaces = Vec::new();
-        if file.exists() {
-            let (_, changed_at) = keep_aside::measure(&file).map_err(failed("look at", &file))?;
-            let kept_as = keep_aside::kept_path(&file, cx.timestamp).display().to_string();
-            replaces.push(Replaced { what: file.display().to_string(), kept_as, changed_at });
-        }
-        Ok((replaces, vec![SpaceNeed { path: existing(&dir), bytes }]))
-    })
-    .await?;
+    let (place, replaces, space) = Place::plan(cx, dir, NAME, bytes, is_own).await?;
     let steps = vec![format!("write {bytes} bytes to `{}` and check them", place.target.display())];
     let token = StepToken::new(&Token::Place(place))?;
     Ok(RestorePlan { target: target.clone(), steps, replaces, space, token })
 }
 
-impl Place {
-    pub(super) async fn stage(self, cx: &OpContext, source: &RestoreSource) -> Result<Self, AdapterError> {
-        fetch(cx, source, self.staged.clone()).await?;
-        let at = cx.timestamp;
-        blocking(move || {
-            let swap = keep_aside::prepare(&self.staged, &self.target, at)
-                .map_err(failed("plan to replace", &self.target))?;
-            Ok(Self { swap: Some(swap), ..self })
-        })
-        .await
-    }
-
-    fn swap(&self) -> Result<&Swap, AdapterError> {
-        self.swap.as_ref().ok_or_else(|| AdapterError::corrupt("the restore was never staged"))
-    }
-
-    pub(super) async fn switch(self) -> Result<Self, AdapterError> {
-        blocking(move || {
-            keep_aside::switch(self.swap()?).map_err(failed("replace", &self.target))?;
-            Ok(self)
-        })
-        .await
-    }
-
-    pub(super) async fn undo(self, cx: &OpContext) -> Result<Self, AdapterError> {
-        let at = cx.timestamp;
-        blocking(move || {
-            let swap = keep_aside::undo(self.swap()?, at).map_err(failed("put back", &self.target))?;
-            Ok(Self { swap: Some(swap), ..self })
-        })
-        .await
-    }
-
-    /// What may lie beside the target.
-    pub(super) fn remains(&self) -> Vec<PathBuf> {
-        let kept = self.swap.iter().filter(|s| s.replaced).map(|s| s.kept.clone());
-        [kept::part(&self.staged), self.staged.clone()].into_iter().chain(kept).collect()
-    }
+/// What may lie beside the target.
+pub(super) fn remains(place: &Place) -> Vec<PathBuf> {
+    std::iter::once(kept::part(&place.staged)).chain(place.remains()).collect()
 }
 
 /// How long the scratch server may take to answer at all.

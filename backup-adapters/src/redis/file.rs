@@ -24,11 +24,12 @@ use tokio::time::{Instant, sleep};
 
 use super::conn::{Conn, Server};
 use super::facts::Info;
-use super::kept::{self, blocking};
+use super::kept;
 use super::live::{refuse, setting};
 use super::restore::{Token, artifact, changed_at, fetch};
 use super::wire::{self, Done, phase};
 use super::{check, compat};
+use crate::on_disk::{blocking, failed};
 
 /// How long a server may take to end by itself: it may save first.
 const GRACE: Duration = Duration::from_secs(120);
@@ -71,11 +72,6 @@ pub(super) struct Files {
     done: PathBuf,
     /// Those of undos.
     records: Vec<PathBuf>,
-}
-
-fn failed(what: &str, path: &Path) -> impl Fn(io::Error) -> AdapterError + use<> {
-    let message = format!("cannot {what} `{}`", path.display());
-    move |e| AdapterError::io(message.clone(), e)
 }
 
 fn runtime(server: &Server) -> Result<Arc<dyn ServiceRuntime>, AdapterError> {

@@ -14,22 +14,9 @@ use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::rdb::{Summary, Walker};
+use crate::on_disk::{blocking, failed};
 
 const READ_BYTES: usize = 1 << 20;
-
-/// Runs `work` off the async threads.
-pub(super) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, AdapterError> + Send + 'static,
-) -> Result<T, AdapterError> {
-    spawn_blocking(work).await.unwrap_or_else(|e| {
-        Err(AdapterError::new(AdapterErrorKind::Other, "the work on an RDB file broke off").with_source(e))
-    })
-}
-
-fn failed(what: &str, path: &Path) -> impl Fn(io::Error) -> AdapterError + use<> {
-    let message = format!("cannot {what} `{}`", path.display());
-    move |e| AdapterError::io(message.clone(), e)
-}
 
 /// A file that is being written.
 #[derive(Debug)]

@@ -1,6 +1,6 @@
 //! The steps of a restore, for each target.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use backup_core::runtime::{Interruption, InterruptionEntry, InterruptionKind, Replay};
 use backup_core::{
@@ -12,7 +12,7 @@ use futures::StreamExt;
 use serde::{Deserialize, Serialize};
 
 use super::conn::Server;
-use super::elsewhere::{self, Place};
+use super::elsewhere;
 use super::facts::Info;
 use super::file::{self, Files};
 use super::kept::{self, Writer};
@@ -20,6 +20,8 @@ use super::live::refuse;
 use super::rdb::Summary;
 use super::wire::{self, Done, Job};
 use super::{RestoreMode, check, compat};
+use crate::beside::Place;
+use crate::on_disk::existing;
 
 /// What the old data is called when it is kept aside.
 const NAME: &str = "dump.rdb";
@@ -46,11 +48,6 @@ pub(super) fn artifact(backup: &Metadata) -> Result<&ArtifactMeta, AdapterError>
             Err(AdapterError::corrupt(format!("a backup of Redis has one artifact, not {}", other.len())))
         }
     }
-}
-
-/// The nearest folder above `path` that exists.
-pub(super) fn existing(path: &Path) -> PathBuf {
-    path.ancestors().find(|p| p.is_dir()).unwrap_or(Path::new("/")).to_owned()
 }
 
 pub(super) async fn plan(
@@ -245,7 +242,10 @@ pub(super) async fn stage(
             }
             StepToken::new(&Token::Wire(job))
         }
-        Token::Place(place) => StepToken::new(&Token::Place(place.stage(cx, source).await?)),
+        Token::Place(place) => {
+            fetch(cx, source, place.staged.clone()).await?;
+            StepToken::new(&Token::Place(place.built(cx).await?))
+        }
         Token::File(files) => StepToken::new(&Token::File(Box::new(files.stage(server, cx, source).await?))),
         Token::WireDone { .. } => Err(AdapterError::corrupt("this restore was done already")),
     }
@@ -329,7 +329,7 @@ async fn remains(token: &StepToken) -> Result<Vec<PathBuf>, AdapterError> {
     Ok(match token.get()? {
         Token::Wire(job) => job.files(),
         Token::WireDone { job, older } => job.files().into_iter().chain(older).collect(),
-        Token::Place(place) => place.remains(),
+        Token::Place(place) => elsewhere::remains(&place),
         Token::File(files) => files.remains(),
     })
 }

@@ -10,10 +10,11 @@ use backup_core::{
     RestoreSource, RestoreTarget, RunId, ServiceAdapter, StepToken,
 };
 
-use super::live::{Live, blocking};
+use super::live::Live;
 use super::roots::Root;
 use super::rules::Excluded;
 use super::{bare, hand, restore};
+use crate::on_disk::blocking;
 
 /// What differs.
 #[async_trait]

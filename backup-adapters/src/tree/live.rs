@@ -8,6 +8,7 @@ use super::count::Counter;
 use super::roots::{Root, RootKind, expand};
 use super::rules::{Excluded, RuleSpec};
 use super::walk::walk;
+use crate::on_disk::blocking;
 
 /// What was configured.
 #[derive(Debug, Clone)]
@@ -61,13 +62,4 @@ pub(crate) fn roots_attribute(roots: &[Root]) -> Result<serde_json::Value, Adapt
     serde_json::to_value(roots).map_err(|e| {
         AdapterError::new(AdapterErrorKind::Other, "cannot record the paths of the backup").with_source(e)
     })
-}
-
-/// Runs blocking work off the async threads.
-pub(crate) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, AdapterError> + Send + 'static,
-) -> Result<T, AdapterError> {
-    tokio::task::spawn_blocking(work).await.map_err(|e| {
-        AdapterError::new(AdapterErrorKind::Other, "work on files stopped unexpectedly").with_source(e)
-    })?
 }

@@ -12,12 +12,13 @@ use serde::{Deserialize, Serialize};
 
 use super::count::Counter;
 use super::extract::Dest;
-use super::live::{Live, blocking};
+use super::live::Live;
 use super::roots::{Root, RootKind, covers};
 use super::rules::Excluded;
 use super::units::{self, Unit};
 use super::{bare, stage, walk};
 use crate::in_use;
+use crate::on_disk::{blocking, existing};
 
 /// What [`plan`] decided.
 #[derive(Debug, Serialize, Deserialize)]
@@ -65,11 +66,6 @@ pub(crate) fn archive(backup: &Metadata) -> Result<(&ArtifactMeta, Vec<Root>), A
         }
     }
     Ok((artifact, roots))
-}
-
-/// The nearest existing directory above or at `path`.
-fn existing(path: &Path) -> PathBuf {
-    path.ancestors().find(|p| p.is_dir()).unwrap_or(Path::new("/")).to_owned()
 }
 
 /// Blocking.

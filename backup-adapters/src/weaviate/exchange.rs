@@ -11,6 +11,7 @@ use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
+use crate::on_disk::failed;
 use backup_core::{AdapterError, AdapterErrorKind, keep_aside};
 use serde::{Deserialize, Serialize};
 
@@ -23,11 +24,6 @@ struct Record {
     from: PathBuf,
     old: BTreeSet<String>,
     new: BTreeSet<String>,
-}
-
-fn failed(what: &str, path: &Path) -> impl Fn(io::Error) -> AdapterError + use<> {
-    let message = format!("cannot {what} `{}`", path.display());
-    move |e| AdapterError::io(message.clone(), e)
 }
 
 /// Whether an entry of the data directory is none of the server's: what restores keep there.

@@ -19,7 +19,7 @@ use super::job::phase;
 use super::restore::{Backup, unpack};
 use super::server::Server;
 use super::twin::{self, Load};
-use crate::tree::live::blocking;
+use crate::on_disk::{blocking, failed};
 
 use self::check::{check, ready};
 pub(super) use self::plan::{folders, plan};
@@ -48,11 +48,6 @@ pub(super) struct Live {
     live: bool,
     /// What earlier steps left.
     older: Vec<PathBuf>,
-}
-
-fn failed(what: &str, path: &Path) -> impl Fn(std::io::Error) -> AdapterError + use<> {
-    let message = format!("cannot {what} `{}`", path.display());
-    move |e| AdapterError::io(message.clone(), e)
 }
 
 /// What this run counted when it restored.

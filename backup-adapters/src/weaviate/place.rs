@@ -1,109 +1,32 @@
 //! Restores into directories: the backup's own folder, as the server's backup folder holds it.
 
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 
-use backup_core::keep_aside::{self, Swap};
+use backup_core::keep_aside;
 use backup_core::{
-    AdapterError, AdapterErrorKind, Evidence, OpContext, Replaced, RestorePlan, RestoreSource, RestoreTarget,
-    SpaceNeed, StepToken,
+    AdapterError, AdapterErrorKind, Evidence, OpContext, RestorePlan, RestoreTarget, StepToken,
 };
-use serde::{Deserialize, Serialize};
 
-use super::restore::{Backup, Token, unpack};
+use super::restore::{Backup, Token};
 use super::twin::What;
 use super::{export, model};
-use crate::tree::live::blocking;
+use crate::beside::Place;
+use crate::on_disk::{blocking, failed};
 
 /// A backup's folder in a directory.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(super) struct Place {
-    target: PathBuf,
-    staged: PathBuf,
-    swap: Option<Swap>,
-}
-
-fn failed(what: &str, path: &Path) -> impl Fn(io::Error) -> AdapterError + use<> {
-    let message = format!("cannot {what} `{}`", path.display());
-    move |e| AdapterError::io(message.clone(), e)
-}
-
-/// The nearest folder above `path` that exists.
-pub(super) fn existing(path: &Path) -> PathBuf {
-    path.ancestors().find(|p| p.is_dir()).unwrap_or(Path::new("/")).to_owned()
-}
-
 pub(super) async fn plan(
     cx: &OpContext,
     dir: &Path,
     target: &RestoreTarget,
     backup: &Backup,
 ) -> Result<RestorePlan, AdapterError> {
-    let folder = dir.join(&backup.id);
-    let place =
-        Place { staged: keep_aside::staging_path(&folder, &cx.run_id), target: folder.clone(), swap: None };
-    let (cx, dir, bytes) = (cx.clone(), dir.to_owned(), backup.bytes);
-    let (replaces, space) = blocking(move || {
-        let full =
-            fs::read_dir(&dir).is_ok_and(|e| e.flatten().any(|e| !keep_aside::is_set_aside(&e.file_name())));
-        if full && !cx.force {
-            let what = format!("directory `{}` is not empty", dir.display());
-            return Err(AdapterError::new(AdapterErrorKind::Conflict, what));
-        }
-        let mut replaces = Vec::new();
-        if folder.exists() {
-            let (_, changed_at) = keep_aside::measure(&folder).map_err(failed("look at", &folder))?;
-            let kept_as = keep_aside::kept_path(&folder, cx.timestamp).display().to_string();
-            replaces.push(Replaced { what: folder.display().to_string(), kept_as, changed_at });
-        }
-        Ok((replaces, vec![SpaceNeed { path: existing(&dir), bytes }]))
-    })
-    .await?;
+    let (place, replaces, space) =
+        Place::plan(cx, dir, &backup.id, backup.bytes, keep_aside::is_set_aside).await?;
     let of = if backup.export { "export" } else { "server's backup" };
     let steps = vec![format!("write the files of the {of} to `{}`", place.target.display())];
     let token = StepToken::new(&Token::Place(place))?;
     Ok(RestorePlan { target: target.clone(), steps, replaces, space, token })
-}
-
-impl Place {
-    pub(super) async fn stage(self, cx: &OpContext, source: &RestoreSource) -> Result<Self, AdapterError> {
-        unpack(cx, source, self.staged.clone()).await?;
-        let at = cx.timestamp;
-        blocking(move || {
-            let swap = keep_aside::prepare(&self.staged, &self.target, at)
-                .map_err(failed("plan to replace", &self.target))?;
-            Ok(Self { swap: Some(swap), ..self })
-        })
-        .await
-    }
-
-    fn swap(&self) -> Result<&Swap, AdapterError> {
-        self.swap.as_ref().ok_or_else(|| AdapterError::corrupt("the restore was never staged"))
-    }
-
-    pub(super) async fn switch(self) -> Result<Self, AdapterError> {
-        blocking(move || {
-            keep_aside::switch(self.swap()?).map_err(failed("replace", &self.target))?;
-            Ok(self)
-        })
-        .await
-    }
-
-    pub(super) async fn undo(self, cx: &OpContext) -> Result<Self, AdapterError> {
-        let at = cx.timestamp;
-        blocking(move || {
-            let swap = keep_aside::undo(self.swap()?, at).map_err(failed("put back", &self.target))?;
-            Ok(Self { swap: Some(swap), ..self })
-        })
-        .await
-    }
-
-    /// What may lie beside the target.
-    pub(super) fn remains(&self) -> Vec<PathBuf> {
-        let kept = self.swap.iter().filter(|s| s.replaced).map(|s| s.kept.clone());
-        [self.staged.clone()].into_iter().chain(kept).collect()
-    }
 }
 
 /// What lies in a folder.

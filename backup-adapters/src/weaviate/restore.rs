@@ -13,12 +13,13 @@ use serde::{Deserialize, Serialize};
 
 use super::census::Schema;
 use super::live::{self, Live};
-use super::place::{self, Place};
+use super::place;
 use super::server::Server;
 use super::twin::{self, Load, What};
 use super::{exchange, export, tenants};
+use crate::beside::Place;
+use crate::on_disk::blocking;
 use crate::tree::extract::Dest;
-use crate::tree::live::blocking;
 use crate::tree::stage;
 
 /// What a restore remembers between its steps.
@@ -126,7 +127,10 @@ pub(super) async fn stage(
     source: &RestoreSource,
 ) -> Result<StepToken, AdapterError> {
     StepToken::new(&match plan.token.get()? {
-        Token::Place(place) => Token::Place(place.stage(cx, source).await?),
+        Token::Place(place) => {
+            unpack(cx, source, place.staged.clone()).await?;
+            Token::Place(place.built(cx).await?)
+        }
         Token::Live(live) => Token::Live(Box::new(live.stage(server, cx, source).await?)),
     })
 }

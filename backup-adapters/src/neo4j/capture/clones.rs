@@ -7,7 +7,8 @@ use backup_core::{AdapterError, AdapterErrorKind, OpContext};
 use super::super::Neo4j;
 use super::super::places::{self, Places};
 use super::super::replica::{self, How};
-use super::{DATA, TRANSACTIONS, blocking};
+use super::{DATA, TRANSACTIONS};
+use crate::on_disk::blocking;
 
 /// The mounts that get a clone.
 fn clone_places(places: &Places, cx: &OpContext) -> Vec<PathBuf> {

@@ -16,9 +16,10 @@ use super::super::proof::{self, Subject};
 use super::super::replica::{self, How};
 use super::super::server::{self, Facts, Server};
 use super::clones::copies;
+use super::phase;
 use super::taken::{Taken, What};
 use super::taking::Taking;
-use super::{blocking, phase};
+use crate::on_disk::blocking;
 
 /// What the evidence says of a copy that passed.
 const PROVEN: &str = "a second server recovered the copy, and Neo4j's own check found nothing";

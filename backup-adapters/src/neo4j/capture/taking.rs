@@ -15,7 +15,8 @@ use super::super::server::{self, SYSTEM};
 use super::super::tools;
 use super::clones::{copies, prepare};
 use super::taken::{Taken, What, list_dumps};
-use super::{COME_BACK, Found, blocking, lacks_room, phase, remove_all};
+use super::{COME_BACK, Found, lacks_room, phase, remove_all};
+use crate::on_disk::blocking;
 
 /// A capture at work.
 pub(super) struct Taking {

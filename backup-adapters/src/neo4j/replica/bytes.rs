@@ -10,7 +10,8 @@ use backup_core::{AdapterError, AdapterErrorKind};
 use rustix::fs::{SeekFrom, ioctl_ficlone, seek};
 use rustix::io::Errno;
 
-use super::{How, failed};
+use super::How;
+use crate::on_disk::failed;
 
 const PIECE: usize = 1 << 20;
 

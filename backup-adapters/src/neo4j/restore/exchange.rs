@@ -14,10 +14,11 @@ use tokio::time::Instant;
 
 use super::super::Neo4j;
 use super::super::bolt::Bolt;
-use super::super::capture::{COME_BACK, blocking, phase};
+use super::super::capture::{COME_BACK, phase};
 use super::super::{places, server};
 use super::record::{read_record, write_record};
-use super::{failed, remove_all};
+use super::remove_all;
+use crate::on_disk::{blocking, failed};
 
 /// How long a restore may interrupt the server that has no budget.
 const USUAL_TIME: Duration = Duration::from_secs(3600);

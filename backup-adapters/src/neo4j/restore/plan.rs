@@ -11,11 +11,12 @@ use backup_core::{
 };
 
 use super::super::Neo4j;
-use super::super::capture::{DATA, TRANSACTIONS, blocking};
+use super::super::capture::{DATA, TRANSACTIONS};
 use super::super::places::{self, Places};
 use super::super::server::Facts;
 use super::super::tools;
-use super::{Job, failed, number};
+use super::{Job, number};
+use crate::on_disk::{blocking, existing, failed};
 
 pub(in crate::neo4j) async fn plan(
     neo4j: &Neo4j,
@@ -77,7 +78,7 @@ pub(in crate::neo4j) async fn plan(
             let (looked, own) = (dir.clone(), target.clone());
             blocking(move || refuse_full(&looked, &own)).await?;
             steps.push(format!("put a data directory of Neo4j at `{}`", job.place.display()));
-            dir.ancestors().find(|p| p.is_dir()).unwrap_or(Path::new("/")).to_owned()
+            existing(&dir)
         }
         (None, Some(container)) => {
             let facts = match container.state {

@@ -6,12 +6,13 @@ use std::os::unix::fs::MetadataExt;
 use backup_core::{AdapterError, AdapterErrorKind, Evidence, OpContext, RestoreTarget};
 
 use super::super::Neo4j;
-use super::super::capture::{DATA, blocking};
+use super::super::capture::DATA;
 use super::super::proof::{self, Subject};
 use super::super::{places, server, tools};
+use super::IMAGE;
 use super::exchange::Done;
 use super::record::read_record;
-use super::{IMAGE, failed};
+use crate::on_disk::{blocking, failed};
 
 pub(in crate::neo4j) async fn probe(
     neo4j: &Neo4j,

@@ -6,8 +6,7 @@ use std::path::Path;
 use backup_core::{AdapterError, AdapterErrorKind, keep_aside};
 use serde::Serialize;
 
-use super::super::capture::blocking;
-use super::failed;
+use crate::on_disk::{blocking, failed};
 
 pub(super) async fn write_record<T: Serialize + Sync>(path: &Path, value: &T) -> Result<(), AdapterError> {
     let text = serde_json::to_vec_pretty(value).map_err(|e| {

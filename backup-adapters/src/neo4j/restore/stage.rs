@@ -10,12 +10,13 @@ use futures::StreamExt;
 use tokio::io::AsyncWriteExt;
 
 use super::super::Neo4j;
-use super::super::capture::{DATA, TRANSACTIONS, blocking, phase};
+use super::super::capture::{DATA, TRANSACTIONS, phase};
 use super::super::proof;
 use super::super::tools::{self, FILES};
 use super::record::write_record;
-use super::{IMAGE, Job, database, failed, remove_all};
+use super::{IMAGE, Job, database, remove_all};
 use crate::legacy::LEGACY;
+use crate::on_disk::{blocking, failed};
 use crate::tree::extract::Dest;
 use crate::tree::stage as tree;
 

@@ -4,10 +4,10 @@ use backup_core::keep_aside;
 use backup_core::{AdapterError, AdapterErrorKind, Evidence, Leftover, OpContext, StepToken};
 
 use super::super::Neo4j;
-use super::super::capture::blocking;
 use super::exchange::{Done, Exchange, Way, exchange, is_live, is_staged, replace};
 use super::record::{read_record, write_record};
-use super::{Job, failed, remove_all};
+use super::{Job, remove_all};
+use crate::on_disk::{blocking, failed};
 
 pub(in crate::neo4j) async fn switch(
     neo4j: &Neo4j,

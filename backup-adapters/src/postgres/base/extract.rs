@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use backup_core::{AdapterError, keep_aside};
 
 use super::check::Place;
+use crate::on_disk::failed;
 use crate::tree::pax::{Kind, Member};
 
 /// What the server accepts for its data directory: nobody else may write.
@@ -19,11 +20,6 @@ pub(super) struct Folder {
     /// Of everything, whatever the archive says.
     owner: Option<(u32, u32)>,
     file: Option<(PathBuf, File)>,
-}
-
-pub(super) fn failed(what: &str, path: &Path) -> impl FnOnce(std::io::Error) -> AdapterError + use<> {
-    let message = format!("cannot {what} `{}`", path.display());
-    move |e| AdapterError::io(message, e)
 }
 
 impl Folder {

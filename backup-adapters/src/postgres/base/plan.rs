@@ -12,12 +12,12 @@ use backup_core::{
     RestoreTarget, SpaceNeed, StepToken,
 };
 
-use super::extract::failed;
 use super::restore::Plan;
 use super::{BASE, Server};
+use crate::on_disk::{blocking, failed};
 use crate::postgres::Settings;
 use crate::postgres::link::Link;
-use crate::postgres::restore::{Token, attribute, blocking, of_content};
+use crate::postgres::restore::{Token, attribute, of_content};
 use crate::runtime::HostRuntime;
 
 pub(super) fn conflict(what: impl Into<String>) -> AdapterError {

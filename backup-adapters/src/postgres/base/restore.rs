@@ -14,12 +14,11 @@ use backup_core::{AdapterError, AdapterErrorKind, Event, Evidence, Leftover, OpC
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep};
 
-use super::extract::failed;
 use super::plan::{base, conflict, runtime};
 use super::{take, unpack};
+use crate::on_disk::{blocking, failed};
 use crate::postgres::Settings;
 use crate::postgres::link::Link;
-use crate::postgres::restore::blocking;
 
 /// How long a server may take to end by itself: it writes a checkpoint.
 const GRACE: Duration = Duration::from_secs(120);

@@ -13,9 +13,9 @@ use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 
 use super::check::{Base, Facts, judge, text};
-use super::extract::{Folder, failed};
+use super::extract::Folder;
 use super::manifest;
-use crate::postgres::restore::blocking;
+use crate::on_disk::{blocking, failed};
 
 /// Writes a base backup into the new folder `root`, and proves that it is whole.
 pub(in crate::postgres) async fn unpack(

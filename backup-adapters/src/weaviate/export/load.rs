@@ -9,7 +9,7 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use super::{Definitions, MANIFEST, Manifest, Part, SCHEMA};
-use crate::tree::live::blocking;
+use crate::on_disk::blocking;
 use crate::weaviate::api::{Api, one_line};
 
 /// Tenants and references in one request.

@@ -13,17 +13,12 @@ use futures::{StreamExt, stream};
 use tokio::sync::mpsc;
 
 use super::Files;
+use crate::on_disk::{blocking, failed};
 use crate::tree::BLOCK;
-use crate::tree::live::blocking;
 use crate::tree::pax::{Kind, Member, encode, pad};
 
 /// Chunks that may wait for the consumer.
 const AHEAD: usize = 4;
-
-fn failed(what: &str, path: &Path) -> impl Fn(io::Error) -> AdapterError + use<> {
-    let message = format!("cannot {what} `{}`", path.display());
-    move |e| AdapterError::io(message.clone(), e)
-}
 
 /// The folder.
 #[derive(Debug)]
