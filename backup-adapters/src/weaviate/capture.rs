@@ -24,6 +24,7 @@ use super::job::{Job, Kind, phase};
 use super::model;
 use super::server::{self, Backups, Facts, Server};
 use super::{CaptureMode, Inactive, export, reclaim, tenants};
+use crate::runtime::DockerRuntime;
 
 /// How long the end of a capture may take: the run waits for it.
 const END: Duration = Duration::from_secs(7);
@@ -32,6 +33,9 @@ const END: Duration = Duration::from_secs(7);
 /// an index that was made or loaded in the same second are not in it, and their objects are never found by vector again
 /// (seen with 1.35). What is to be in the backup is older than this.
 const SECOND: Duration = Duration::from_millis(1200);
+
+/// How far beyond the end of a second the clock is waited for, where it is this host's.
+const MARGIN: Duration = Duration::from_millis(100);
 
 /// How often a count is tried again because a collection came or went meanwhile.
 const TRIES: u32 = 5;
@@ -139,6 +143,17 @@ async fn census(api: &Api, cx: &OpContext) -> Result<(Schema, Evidence), Adapter
     }
 }
 
+/// How long it takes until the server's clock shows another second.
+fn next_second(server: &Server) -> Duration {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    match now {
+        Ok(now) if server.container.as_ref().is_some_and(DockerRuntime::shares_files) => {
+            Duration::from_secs(1) - Duration::from_nanos(now.subsec_nanos().into()) + MARGIN
+        }
+        _ => SECOND,
+    }
+}
+
 impl State {
     async fn capture(
         &mut self,
@@ -173,7 +188,7 @@ impl State {
         }
         phase(cx, "counting");
         let counted = census(&self.api, cx).await?;
-        let settled = Instant::now() + SECOND;
+        let settled = Instant::now() + next_second(server);
         schema = counted.0.clone();
         self.notes = schema.dimensions(&self.api, cx).await;
         self.before = Some(counted);
@@ -196,6 +211,7 @@ impl State {
             cx.within(tokio::time::sleep_until(settled)).await?;
             let files = self.files()?;
             self.run(cx, &*files, &schema).await?;
+            phase(cx, "storing what was captured");
             let size = files.size(&self.job.id).await;
             let body = files.archive(cx, &self.job.id).await?;
             let artifact = Artifact::stream(name, "tar", body);
