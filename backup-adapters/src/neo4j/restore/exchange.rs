@@ -154,7 +154,10 @@ pub(super) async fn replace(
                     "the password of that time is in the backup of the `.env` of that time, and is taken"
                 }
                 Ok(None) => "no backup of a `.env` of that time has the password",
-                Err(_) => "the one in the backup of the `.env` of that time is refused, too",
+                Err(e) if e.kind() == AdapterErrorKind::PermissionDenied => {
+                    "the one in the backup of the `.env` of that time is refused, too"
+                }
+                Err(_) => "the one in the backup of the `.env` of that time could not be tried",
             };
             cx.warn(format!(
                 "restored, but credentials differ: the users and passwords of {} are those of the backup's time, and the \
