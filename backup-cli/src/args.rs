@@ -35,6 +35,8 @@ The first minute:
 
 On the worst day:
   backup status                     what is safe, what is not, what to do next
+  backup recover --dry-run          what it would take to have everything back, and how long
+  backup recover                    do it: every service that does not hold its data
   backup restore SERVICE --dry-run  what a restore would do; changes nothing
   backup restore SERVICE            do it; what was there is kept aside
   backup undo SERVICE               put back what was there
@@ -100,6 +102,7 @@ pub(crate) enum Verb {
     Status(commands::status::Args),
     Verify(commands::verify::Args),
     Restore(commands::restore::Args),
+    Recover(commands::recover::Args),
     Undo(commands::undo::Args),
     Resume(commands::resume::Args),
     Prune(commands::prune::Args),

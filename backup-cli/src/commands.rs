@@ -12,6 +12,7 @@ pub(crate) mod list;
 pub(crate) mod logs;
 pub(crate) mod marks;
 pub(crate) mod prune;
+pub(crate) mod recover;
 pub(crate) mod restore;
 pub(crate) mod resume;
 pub(crate) mod run;
@@ -32,6 +33,7 @@ impl Verb {
             Self::Status(args) => args.run(cx).await,
             Self::Verify(args) => args.run(cx).await,
             Self::Restore(args) => args.run(cx).await,
+            Self::Recover(args) => args.run(cx).await,
             Self::Undo(args) => args.run(cx).await,
             Self::Resume(args) => args.run(cx).await,
             Self::Prune(args) => args.run(cx).await,

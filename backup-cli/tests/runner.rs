@@ -16,6 +16,7 @@ mod killed;
 mod kills;
 mod legacy;
 mod neo4j_kills;
+mod recover;
 mod redis;
 mod redis_kills;
 mod redis_unit;

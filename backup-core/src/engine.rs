@@ -35,8 +35,10 @@ mod guard;
 mod hand;
 mod legacy;
 mod marks;
+mod order;
 mod preview;
 mod prune;
+mod recover;
 mod report;
 mod restore;
 mod resume;
@@ -50,6 +52,10 @@ pub use cleanup::CleanupItem;
 pub use legacy::LegacyView;
 pub use preview::{RestorePreview, RestoreRequest};
 pub use prune::{PruneRequest, SeriesPlan};
+pub use recover::{
+    PlannedRestore, Prediction, RECOVERY_FORMAT, RecoveryAction, RecoveryPlan, RecoveryRequest,
+    ServiceRecovery, Verified,
+};
 pub use report::{RunReport, StepReport};
 pub use resume::{OpenInterruption, ResumeRequest};
 pub use select::Selector;

@@ -11,8 +11,8 @@ use backup_core::state::StateDir;
 use backup_core::testkit::fake_adapter::{Call as Asked, FakeAdapter, Step};
 use backup_core::testkit::{Call, Fault, FaultyStore, ManualClock};
 use backup_core::{
-    AdapterConfig, AdapterRegistry, BuildContext, ConfigError, Event, EventSink, Interval, MemoryStore,
-    Outcome, ServiceAdapter, ServiceName, Store, StoreKey,
+    AdapterConfig, AdapterRegistry, BuildContext, Clock, ConfigError, Event, EventSink, Interval,
+    MemoryStore, Outcome, ServiceAdapter, ServiceName, Store, StoreKey, Timestamp,
 };
 use bytes::Bytes;
 
@@ -24,6 +24,8 @@ mod faults;
 mod interruptions;
 #[path = "engine/legacy.rs"]
 mod legacy;
+#[path = "engine/recovery.rs"]
+mod recovery;
 #[path = "engine/restores.rs"]
 mod restores;
 #[path = "engine/retention.rs"]

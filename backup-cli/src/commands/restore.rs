@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use backup_core::catalog::BackupState;
 use backup_core::engine::{RestorePreview, RestoreRequest, Selector};
-use backup_core::{Interval, ServiceName};
+use backup_core::{Interval, Replaced, ServiceName};
+use chrono::{DateTime, Utc};
 use serde_json::json;
 
 use super::list;
@@ -142,7 +143,17 @@ fn show(cx: &Context, preview: &RestorePreview) {
     }
     out.extend(passed_over.iter().map(|line| format!("  {} {line}", paint(YELLOW, "not taken:"))));
     out.extend(plan.steps.iter().enumerate().map(|(n, step)| format!("  {}. {step}", n + 1)));
-    for replaced in &plan.replaces {
+    out.extend(replaced(&plan.replaces, as_of, now));
+    for need in &plan.space {
+        out.push(format!("  needs {} at {}", format::size(need.bytes), need.path.display()));
+    }
+    cx.ui.product(&out.join("\n"));
+}
+
+/// What is replaced, and which writes that loses.
+pub(crate) fn replaced(all: &[Replaced], as_of: DateTime<Utc>, now: DateTime<Utc>) -> Vec<String> {
+    let mut out = Vec::new();
+    for replaced in all {
         out.push(format!("  replaces {}, which is kept as {}", replaced.what, replaced.kept_as));
         if let Some(changed) = replaced.changed_at.filter(|changed| *changed > as_of) {
             out.push(paint(
@@ -157,8 +168,5 @@ fn show(cx: &Context, preview: &RestorePreview) {
             ));
         }
     }
-    for need in &plan.space {
-        out.push(format!("  needs {} at {}", format::size(need.bytes), need.path.display()));
-    }
-    cx.ui.product(&out.join("\n"));
+    out
 }

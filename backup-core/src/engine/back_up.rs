@@ -1,11 +1,9 @@
 //! `back_up`: many services, in parallel up to a limit, each safe from the others' failures.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use chrono::TimeDelta;
-use futures::StreamExt;
-use futures::stream::FuturesUnordered;
 use tokio_util::sync::CancellationToken;
 
 use super::{Engine, Inner, Run, RunReport, StepReport, millis};
@@ -58,45 +56,15 @@ impl Engine {
         let run = Arc::new(inner.begin("run", &services, cancel)?);
         let usual = Arc::new(inner.tidy_up(&run, &services, &request.interval).await);
 
-        let mut steps: Vec<StepReport> = Vec::new();
-        let mut waiting: BTreeSet<ServiceName> = services.iter().cloned().collect();
-        let mut running = FuturesUnordered::new();
-        let parallel = inner.plan.limits.parallel.unwrap_or(2).max(1);
-        loop {
-            let ready: Vec<ServiceName> = waiting
-                .iter()
-                .filter(|name| {
-                    // A service waits for those that it comes after, as far as they are part of this run.
-                    let after =
-                        inner.plan.services.get(*name).map(|s| s.after.as_slice()).unwrap_or_default();
-                    after.iter().all(|a| !services.contains(a) || steps.iter().any(|s| s.service == *a))
-                })
-                .take(parallel.saturating_sub(running.len()))
-                .cloned()
-                .collect();
-            for name in ready {
-                waiting.remove(&name);
-                let (inner, run, interval) = (Arc::clone(inner), Arc::clone(&run), request.interval.clone());
-                let usual = Arc::clone(&usual);
-                let task_name = name.clone();
-                let task = self.inner.tasks.spawn(async move {
-                    let usual = usual.get(&task_name).unwrap_or(&NOTHING_USUAL);
-                    inner.one_service(&run, &task_name, &interval, usual).await
-                });
-                running.push(async move { (name, task.await) });
+        let steps = inner.for_each(&services, "back-up", |name| {
+            let (inner, run, interval) = (Arc::clone(inner), Arc::clone(&run), request.interval.clone());
+            let usual = Arc::clone(&usual);
+            async move {
+                let usual = usual.get(&name).unwrap_or(&NOTHING_USUAL);
+                inner.one_service(&run, &name, &interval, usual).await
             }
-            match running.next().await {
-                Some((_, Ok(step))) => steps.push(step),
-                Some((name, Err(panic))) => {
-                    let mut step = StepReport::new(&name, "back-up");
-                    step.outcome = Outcome::Failed;
-                    step.error = Some(format!("the program failed inside: {panic}"));
-                    inner.announce(&step);
-                    steps.push(step);
-                }
-                None => break,
-            }
-        }
+        });
+        let steps = steps.await;
         Ok(inner.finish(&run, steps).await)
     }
 }

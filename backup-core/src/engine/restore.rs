@@ -102,9 +102,18 @@ impl Inner {
         preview: &RestorePreview,
         step: &mut StepReport,
     ) -> Result<(), BackupError> {
-        let name = &preview.request.service;
-        let service = self.service(name)?;
-        let _lock = self.lock(run, name).await?;
+        let _lock = self.lock(run, &preview.request.service).await?;
+        self.restore_locked(run, preview, step).await
+    }
+
+    /// The caller holds the service's lock.
+    pub(super) async fn restore_locked(
+        self: &Arc<Self>,
+        run: &Run,
+        preview: &RestorePreview,
+        step: &mut StepReport,
+    ) -> Result<(), BackupError> {
+        let service = self.service(&preview.request.service)?;
         self.end_interruptions(run, service, Whose::Others).await;
         self.settle_interrupted(run, service).await?;
         let restored = self.restore_onto(run, service, preview, step).await;

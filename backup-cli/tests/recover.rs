@@ -1,0 +1,108 @@
+//! `recover`: the plan, the run, and plans for later.
+
+use super::support::{FIRST, World, tree};
+
+const CONFIG: &str = "\
+state_dir = 'state'
+store.url = 'store'
+[intervals.hourly]
+services = ['data', 'env']
+keep = 5
+[services.data]
+kind = 'files'
+paths = ['data']
+after = ['env']
+rto = '1min'
+[services.env]
+kind = 'env'
+paths = ['.env']
+";
+
+/// A host that has lost everything but the store and the configuration.
+fn lost() -> World {
+    let world = World::new();
+    world.write("backup.toml", CONFIG);
+    world.write(".env", "A=1\n");
+    world.fill();
+    world.ok(&["init"]);
+    world.ok(&["run", "hourly"]);
+    std::fs::remove_dir_all(world.path("data")).unwrap();
+    std::fs::remove_file(world.path(".env")).unwrap();
+    world
+}
+
+#[test]
+fn what_was_lost_comes_back() {
+    let world = lost();
+    let plan = world.ok(&["recover", "--dry-run"]);
+    let of = |service: &str| plan.out.find(&format!("restore {service}/hourly/{FIRST}")).unwrap();
+    assert!(of("env") < of("data"), "{plan:#?}");
+    for part in ["recover 2 of 2 services", "its rto is 1 min", "never verified", "after env"] {
+        assert!(plan.out.contains(part), "{part}: {plan:#?}");
+    }
+    let ran = world.run(&["recover"]);
+    ran.fails(2, "confirmation").hints("--yes");
+    assert!(!world.path("data").exists() && !world.path(".env").exists(), "{ran:#?}");
+
+    let done = world.ok(&["recover", "--yes"]);
+    assert!(done.out.contains("recovered") && done.err.contains("2 services recovered"), "{done:#?}");
+    assert_eq!((world.read("data/a.txt"), world.read(".env")), ("alpha\n".to_owned(), "A=1\n".to_owned()));
+    let again = world.run(&["recover", "--yes"]);
+    assert_eq!(again.code, 4, "{again:#?}");
+    assert!(again.out.contains("left alone"), "{again:#?}");
+}
+
+#[test]
+fn a_dry_run_touches_nothing() {
+    let world = lost();
+    // The cache of listings and the folder for plans are there by now.
+    world.ok(&["recover", "--dry-run"]);
+    let before = tree(&world.path(""));
+    world.ok(&["recover", "--dry-run", "--json"]);
+    assert_eq!(tree(&world.path("")), before);
+}
+
+#[test]
+fn a_plan_for_later() {
+    let world = lost();
+    world.ok(&["recover", "--dry-run", "--save", "plan.json"]);
+    // The world changes, and is as it was again.
+    world.write(".env", "A=2\n");
+    world.run(&["recover", "--plan", "plan.json", "--yes"]).fails(1, "not as planned any more");
+    assert_eq!(world.read(".env"), "A=2\n");
+    std::fs::remove_file(world.path(".env")).unwrap();
+    world.ok(&["recover", "--plan", "plan.json", "--yes"]);
+    assert_eq!(world.read(".env"), "A=1\n");
+
+    world.write("plan.json", "{}");
+    world.run(&["recover", "--plan", "plan.json"]).fails(2, "is no plan");
+    world.run(&["recover", "--plan", "none.json"]).fails(2, "is no plan");
+    assert_eq!(world.run(&["recover", "--save", "x.json"]).code, 2, "a plan is saved instead of being done");
+}
+
+#[test]
+fn one_service_one_that_is_not_there_and_what_holds_data() {
+    let world = lost();
+    world.ok(&["recover", "--service", "env", "--yes"]);
+    assert!(world.path(".env").exists() && !world.path("data").exists());
+    world.run(&["recover", "--service", "nev"]).fails(2, "nev");
+    world.write(".env", "A=3\n");
+    let lines = world.ok(&["recover", "--overwrite", "env", "--yes", "--json"]).lines();
+    assert_eq!((lines[0]["event"].as_str(), lines[0]["verb"].as_str()), (Some("plan"), Some("recover")));
+    assert_eq!(lines[0]["services"][0]["action"]["action"], "restore");
+    assert_eq!(lines.last().unwrap()["steps"].as_array().unwrap().len(), 2);
+    assert_eq!(world.read(".env"), "A=1\n");
+    let kept = tree(&world.path("")).into_iter().any(|(path, _)| path.contains(".env.backup."));
+    assert!(kept, "what was there is kept aside");
+}
+
+#[test]
+fn one_that_cannot_come_back_stops_no_other() {
+    let world = lost();
+    let stored = format!("store/data/hourly/{FIRST}/data_{FIRST}.tar.zst");
+    world.damage(&world.path(&stored));
+    let done = world.run(&["recover", "--yes"]);
+    assert_eq!(done.code, 3, "{done:#?}");
+    assert!(done.out.contains("FAILED") && done.err.contains("1 of 2 recovered"), "{done:#?}");
+    assert!(world.path(".env").exists() && !world.path("data").exists(), "{done:#?}");
+}

@@ -1,0 +1,179 @@
+//! `recover`: the whole host. A plan first, as data, which says what would be done to each service and how long that would
+//! take; then the same plan, executed.
+
+mod plan;
+mod predict;
+mod run;
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+
+use crate::adapter::{Replaced, SpaceNeed};
+use crate::catalog::VerifyLevel;
+use crate::id::{BackupId, ServiceName, Timestamp};
+use crate::metadata::Consistency;
+
+/// The version of [`RecoveryPlan`]'s form.
+pub const RECOVERY_FORMAT: u32 = 1;
+
+/// What to recover.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecoveryRequest {
+    /// Only these services; empty: all that are enabled.
+    pub services: Vec<ServiceName>,
+    /// As of this moment: the newest backups that are not newer. `None`: the newest.
+    pub at: Option<Timestamp>,
+    /// Services to restore although they run and hold data.
+    pub overwrite: Vec<ServiceName>,
+}
+
+/// What a recovery would do, service by service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecoveryPlan {
+    /// [`RECOVERY_FORMAT`].
+    pub format: u32,
+    /// The store that it was made for: the backups' names say nothing elsewhere.
+    pub store_id: String,
+    /// When it was made.
+    pub made_at: DateTime<Utc>,
+    /// What was asked for.
+    pub request: RecoveryRequest,
+    /// The services, in an order in which they can be done one after the other.
+    pub services: Vec<ServiceRecovery>,
+    /// How many are done at once.
+    pub parallel: usize,
+    /// How long all of it will take, in ms: along `after`, and no more at once than `parallel`. `None` if one of them was
+    /// never measured.
+    pub predicted_ms: Option<u64>,
+}
+
+/// What is to be done to one service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceRecovery {
+    /// The service.
+    pub service: ServiceName,
+    /// The adapter's kind.
+    pub kind: String,
+    /// Which of the plan's services come before it.
+    pub after: Vec<ServiceName>,
+    /// How long it may take, in ms.
+    pub target_ms: Option<u64>,
+    /// What.
+    pub action: RecoveryAction,
+}
+
+/// What is done to a service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "action", rename_all = "kebab-case")]
+pub enum RecoveryAction {
+    /// It is restored.
+    Restore(Box<PlannedRestore>),
+    /// It is left alone.
+    Skip {
+        /// Why.
+        why: String,
+    },
+    /// It cannot be restored as things are.
+    Blocked {
+        /// Why.
+        why: String,
+    },
+}
+
+/// One service's restore.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlannedRestore {
+    /// The backup.
+    pub backup: BackupId,
+    /// What it is worth: `good`, `legacy`.
+    pub state: String,
+    /// The moment that it shows.
+    pub as_of: DateTime<Utc>,
+    /// How far its parts belong together.
+    pub consistency: Consistency,
+    /// Its newest verification, if it was good.
+    pub verified: Option<Verified>,
+    /// Newer backups that were not taken, and why, one line each.
+    pub passed_over: Vec<String>,
+    /// Bytes before compression.
+    pub plain_bytes: u64,
+    /// Bytes as stored.
+    pub stored_bytes: u64,
+    /// What is done, in order.
+    pub steps: Vec<String>,
+    /// What is replaced, and kept aside.
+    pub replaces: Vec<Replaced>,
+    /// Free space that it needs.
+    pub space: Vec<SpaceNeed>,
+    /// How long it will take. `None` if nothing like it was ever measured.
+    pub predicted: Option<Prediction>,
+}
+
+/// A verification that found nothing wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verified {
+    /// How deep it went.
+    pub level: VerifyLevel,
+    /// When.
+    pub at: Timestamp,
+}
+
+/// How long something will take.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Prediction {
+    /// Milliseconds.
+    pub ms: u64,
+    /// What it is concluded from.
+    pub from: String,
+}
+
+impl RecoveryPlan {
+    /// The services that it restores, in order.
+    pub fn restores(&self) -> impl Iterator<Item = (&ServiceRecovery, &PlannedRestore)> {
+        self.services.iter().filter_map(|s| match &s.action {
+            RecoveryAction::Restore(restore) => Some((s, &**restore)),
+            _ => None,
+        })
+    }
+
+    /// Where `now`, made for the same request later, would do something else: one line each.
+    #[must_use]
+    pub fn differences(&self, now: &Self) -> Vec<String> {
+        let mut out = Vec::new();
+        if self.store_id != now.store_id {
+            out.push("it was made for another store".to_owned());
+        }
+        for then in &self.services {
+            let Some(now) = now.services.iter().find(|s| s.service == then.service) else {
+                out.push(format!("{}: it is not to be recovered any more", then.service));
+                continue;
+            };
+            let (then_does, now_does) = (then.action.gist(), now.action.gist());
+            if then_does != now_does {
+                out.push(format!("{}: then {then_does}, now {now_does}", then.service));
+            }
+        }
+        let known = |name: &ServiceName| self.services.iter().any(|s| s.service == *name);
+        out.extend(
+            now.services.iter().filter(|s| !known(&s.service)).map(|s| format!("{}: it is new", s.service)),
+        );
+        out
+    }
+}
+
+impl RecoveryAction {
+    /// What counts when two plans are compared: not times, sizes or free space.
+    fn gist(&self) -> String {
+        match self {
+            Self::Restore(restore) => {
+                let replaced: Vec<&str> = restore.replaces.iter().map(|r| r.what.as_str()).collect();
+                match replaced.as_slice() {
+                    [] => format!("{} is restored", restore.backup),
+                    all => format!("{} is restored in place of {}", restore.backup, all.join(", ")),
+                }
+            }
+            Self::Skip { .. } => "it is left alone".to_owned(),
+            Self::Blocked { .. } => "it cannot be restored".to_owned(),
+        }
+    }
+}

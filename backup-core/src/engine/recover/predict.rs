@@ -1,0 +1,169 @@
+//! How long a recovery will take, from what earlier restores took.
+
+use std::collections::BTreeMap;
+
+use super::{Prediction, RecoveryAction, ServiceRecovery};
+use crate::engine::{Inner, RunReport};
+use crate::error::chain;
+use crate::event::Outcome;
+use crate::id::{ServiceName, Timestamp};
+
+/// How many reports are read, the newest first.
+const REPORTS: usize = 200;
+
+/// The kinds of steps that show how long a restore takes: of the live service, and into scratch.
+const LIVE: &str = "restore";
+const SCRATCH: &str = "verify-restore";
+
+/// What earlier runs took.
+#[derive(Debug, Clone, Default)]
+pub(super) struct History {
+    /// Of each service, the newest first.
+    restores: BTreeMap<ServiceName, Vec<Sample>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Sample {
+    at: Timestamp,
+    live: bool,
+    bytes: u64,
+    ms: u64,
+}
+
+impl History {
+    fn add(&mut self, report: &RunReport) {
+        for step in &report.steps {
+            let live = match step.kind.as_str() {
+                LIVE => true,
+                SCRATCH => false,
+                _ => continue,
+            };
+            if step.outcome != Outcome::Ok {
+                continue;
+            }
+            let at = Timestamp::new(report.finished_at);
+            let sample = Sample { at, live, bytes: step.plain_bytes, ms: step.ms };
+            self.restores.entry(step.service.clone()).or_default().push(sample);
+        }
+    }
+
+    /// For a backup of so many bytes. A restore of the live service tells more than one into scratch, a newer one more
+    /// than an older one. More bytes take longer in proportion; fewer do not take less: what a server needs to start
+    /// does not shrink.
+    pub(super) fn predict(&self, service: &ServiceName, bytes: u64) -> Option<Prediction> {
+        let samples = self.restores.get(service)?;
+        let sample = samples.iter().find(|s| s.live).or(samples.first())?;
+        let grown = if sample.bytes == 0 || bytes <= sample.bytes {
+            u128::from(sample.ms)
+        } else {
+            u128::from(sample.ms) * u128::from(bytes) / u128::from(sample.bytes)
+        };
+        let what = if sample.live { "the restore" } else { "the restore into scratch" };
+        Some(Prediction {
+            ms: u64::try_from(grown).unwrap_or(u64::MAX),
+            from: format!("{what} of {}", sample.at),
+        })
+    }
+}
+
+impl Inner {
+    /// What the reports tell. One that cannot be read tells nothing.
+    pub(super) async fn history(&self) -> History {
+        let mut history = History::default();
+        let runs = match self.catalog.reports().await {
+            Ok(runs) => runs,
+            Err(e) => {
+                self.warn(None, format!("no times of earlier restores: {}", chain(&e)));
+                return history;
+            }
+        };
+        for run in runs.into_iter().take(REPORTS) {
+            let Ok(bytes) = self.catalog.read_report(&run).await else { continue };
+            if let Ok(report) = serde_json::from_slice::<RunReport>(&bytes) {
+                history.add(&report);
+            }
+        }
+        history
+    }
+}
+
+/// How long all of it takes: along `after`, `parallel` at once, in the order of the plan. `None` if a time is not known.
+pub(super) fn in_all(services: &[ServiceRecovery], parallel: usize) -> Option<u64> {
+    let mut ends: BTreeMap<&ServiceName, u64> = BTreeMap::new();
+    let mut lanes = vec![0_u64; parallel.max(1)];
+    for service in services {
+        let ms = match &service.action {
+            RecoveryAction::Restore(restore) => restore.predicted.as_ref()?.ms,
+            _ => 0,
+        };
+        let ready = service.after.iter().filter_map(|a| ends.get(a)).max().copied().unwrap_or(0);
+        let end = if ms == 0 {
+            ready
+        } else {
+            let lane = lanes.iter_mut().min()?;
+            *lane = ready.max(*lane).saturating_add(ms);
+            *lane
+        };
+        ends.insert(&service.service, end);
+    }
+    Some(ends.into_values().max().unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::PlannedRestore;
+    use super::*;
+    use crate::metadata::Consistency;
+
+    fn name(name: &str) -> ServiceName {
+        name.parse().unwrap()
+    }
+
+    fn service(of: &str, after: &[&str], ms: Option<u64>) -> ServiceRecovery {
+        let restore = PlannedRestore {
+            backup: format!("{of}/manual/20260101_000000").parse().unwrap(),
+            state: "good".to_owned(),
+            as_of: chrono::DateTime::UNIX_EPOCH,
+            consistency: Consistency::Dump,
+            verified: None,
+            passed_over: Vec::new(),
+            plain_bytes: 1,
+            stored_bytes: 1,
+            steps: Vec::new(),
+            replaces: Vec::new(),
+            space: Vec::new(),
+            predicted: ms.map(|ms| Prediction { ms, from: String::new() }),
+        };
+        ServiceRecovery {
+            service: name(of),
+            kind: "fake".to_owned(),
+            after: after.iter().map(|a| name(a)).collect(),
+            target_ms: None,
+            action: RecoveryAction::Restore(Box::new(restore)),
+        }
+    }
+
+    #[test]
+    fn the_whole_takes_as_long_as_its_longest_chain_on_two_lanes() {
+        let all = [service("a", &[], Some(10)), service("b", &["a"], Some(20)), service("c", &[], Some(5))];
+        assert_eq!(in_all(&all, 2), Some(30));
+        assert_eq!(in_all(&all, 1), Some(35));
+        let three = ["a", "b", "c"].map(|n| service(n, &[], Some(10)));
+        assert_eq!(in_all(&three, 2), Some(20));
+        assert_eq!(in_all(&[service("a", &[], None)], 2), None);
+        assert_eq!(in_all(&[], 2), Some(0));
+    }
+
+    #[test]
+    fn more_bytes_take_longer_and_a_live_restore_tells_more_than_a_newer_one_into_scratch() {
+        let mut history = History::default();
+        assert_eq!(history.predict(&name("a"), 1), None);
+        let at = "20260101_000000".parse().unwrap();
+        let live = Sample { at, live: true, bytes: 100, ms: 1000 };
+        let scratch = Sample { at, live: false, bytes: 100, ms: 5000 };
+        history.restores.insert(name("a"), vec![scratch, live]);
+        let ms = |bytes| history.predict(&name("a"), bytes).unwrap().ms;
+        assert_eq!((ms(50), ms(100), ms(300)), (1000, 1000, 3000));
+        assert!(history.predict(&name("a"), 1).unwrap().from.contains("20260101_000000"));
+    }
+}

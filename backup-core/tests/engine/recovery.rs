@@ -1,0 +1,200 @@
+//! Recoveries: planned, executed as planned, and refused when that is not possible any more.
+
+use backup_core::engine::{RecoveryAction, RecoveryPlan, RecoveryRequest};
+use backup_core::testkit::fake_adapter::text_of;
+use tokio_util::sync::CancellationToken;
+
+use super::*;
+
+const TWO: &str = "
+store.url = 'memory://'
+intervals.hourly = { services = ['a', 'b'], keep = 5 }
+services.a = { kind = 'fake', after = ['b'], rto = '1min' }
+services.b = { kind = 'fake' }
+";
+
+fn empty(fake: &FakeAdapter) {
+    fake.script(|s| {
+        s.set_artifact("one", [""]);
+        s.set_artifact("two", [""]);
+    });
+}
+
+/// Two services that were backed up, and lost everything.
+async fn lost() -> (World, FakeAdapter, FakeAdapter) {
+    let (a, b) = (adapter(), adapter());
+    let w = World::with_config(TWO, &[("a", a.clone()), ("b", b.clone())]).await;
+    assert_eq!(w.back_up().await.outcome(), Outcome::Ok);
+    empty(&a);
+    empty(&b);
+    w.clock.advance_secs(60);
+    (w, a, b)
+}
+
+async fn plan(w: &World) -> RecoveryPlan {
+    w.engine.plan_recovery(&RecoveryRequest::default()).await.unwrap()
+}
+
+async fn recover(w: &World, plan: &RecoveryPlan) -> RunReport {
+    w.engine.recover(plan, CancellationToken::new()).await.unwrap()
+}
+
+fn actions(plan: &RecoveryPlan) -> Vec<(&str, &str)> {
+    let word = |action: &RecoveryAction| match action {
+        RecoveryAction::Restore(_) => "restore",
+        RecoveryAction::Skip { .. } => "skip",
+        RecoveryAction::Blocked { .. } => "blocked",
+    };
+    plan.services.iter().map(|s| (s.service.as_str(), word(&s.action))).collect()
+}
+
+#[tokio::test]
+async fn a_plan_changes_nothing_and_is_what_is_done() {
+    let (w, a, b) = lost().await;
+    let (live, entries) = (text_of(&a.live()), w.entries().await);
+    let plan = plan(&w).await;
+    assert_eq!(actions(&plan), [("b", "restore"), ("a", "restore")], "along `after`");
+    assert_eq!((plan.services[1].target_ms, plan.predicted_ms), (Some(60_000), None));
+    assert_eq!((text_of(&a.live()), w.entries().await), (live, entries));
+    assert!(!a.log().iter().any(|c| matches!(c, Asked::Stage | Asked::Switch)));
+
+    let text = serde_json::to_string(&plan).unwrap();
+    let report = recover(&w, &serde_json::from_str(&text).unwrap()).await;
+    assert_eq!(outcome(&report), (Outcome::Ok, String::new()));
+    let order: Vec<&str> = report.steps.iter().map(|s| s.service.as_str()).collect();
+    assert_eq!(order, ["b", "a"]);
+    for fake in [&a, &b] {
+        assert!(text_of(&fake.live()).contains("hello world"));
+    }
+}
+
+#[tokio::test]
+async fn what_holds_data_is_left_alone_unless_it_is_named() {
+    let (w, a, _) = lost().await;
+    recover(&w, &plan(&w).await).await;
+    let again = plan(&w).await;
+    assert_eq!(actions(&again), [("b", "skip"), ("a", "skip")]);
+    assert_eq!(again.predicted_ms, Some(0));
+    assert_eq!(recover(&w, &again).await.outcome(), Outcome::Skipped);
+
+    a.script(|s| s.set_artifact("one", ["other"]));
+    let request = RecoveryRequest { overwrite: vec![super::a()], ..RecoveryRequest::default() };
+    let named = w.engine.plan_recovery(&request).await.unwrap();
+    assert_eq!(actions(&named), [("b", "skip"), ("a", "restore")]);
+    let RecoveryAction::Restore(restore) = &named.services[1].action else { panic!("{named:?}") };
+    assert!(restore.predicted.is_some(), "it was measured by now");
+    assert_eq!(recover(&w, &named).await.outcome(), Outcome::Ok);
+    assert!(text_of(&a.live()).contains("hello world"));
+}
+
+#[tokio::test]
+async fn a_damaged_newest_backup_is_passed_over() {
+    let (a, b) = (adapter(), adapter());
+    let w = World::with_config(TWO, &[("a", a.clone()), ("b", b)]).await;
+    w.back_up().await;
+    w.back_up().await;
+    let newest = w.entries().await.into_iter().find(|e| e.id.service == super::a()).unwrap();
+    let metadata = w.engine.catalog().metadata(&newest.id).await.unwrap();
+    let key = newest.id.file(&metadata.artifacts[0].files[0].path).unwrap();
+    w.damage(&key, |bytes| bytes[9] ^= 1).await;
+    w.verify(VerifyLevel::Stored).await;
+    empty(&a);
+    let plan = plan(&w).await;
+    let (_, restore) = plan.restores().find(|(s, _)| s.service == super::a()).unwrap();
+    assert!(restore.backup.timestamp < newest.id.timestamp);
+    assert_eq!(restore.passed_over, [format!("{} is damaged", newest.id)]);
+    assert_eq!(recover(&w, &plan).await.outcome(), Outcome::Ok);
+    assert!(text_of(&a.live()).contains("hello world"));
+}
+
+#[tokio::test]
+async fn one_that_fails_stops_no_other_and_keeps_what_it_had() {
+    for step in [Step::Stage, Step::Switch] {
+        let (w, a, b) = lost().await;
+        let fails = b.failing(step);
+        let had = text_of(&fails.live());
+        let report = recover(&w, &plan(&w).await).await;
+        let outcomes: Vec<(&str, Outcome)> =
+            report.steps.iter().map(|s| (s.service.as_str(), s.outcome)).collect();
+        assert_eq!(outcomes, [("b", Outcome::Failed), ("a", Outcome::Ok)], "{step:?}");
+        assert_eq!(text_of(&fails.live()), had, "{step:?}");
+        assert!(text_of(&a.live()).contains("hello world"), "{step:?}");
+    }
+}
+
+#[tokio::test]
+async fn one_without_a_backup_is_blocked_and_told() {
+    let (a, b) = (adapter(), adapter());
+    let w = World::with_config(TWO, &[("a", a.clone()), ("b", b.clone())]).await;
+    empty(&a);
+    empty(&b);
+    let plan = plan(&w).await;
+    assert_eq!(actions(&plan), [("b", "blocked"), ("a", "blocked")]);
+    let (how, why) = outcome(&recover(&w, &plan).await);
+    assert_eq!(how, Outcome::Failed);
+    assert!(why.contains("no good backup"), "{why}");
+}
+
+#[tokio::test]
+async fn a_plan_that_is_not_true_any_more_is_refused() {
+    let (w, a, _) = lost().await;
+    let old = plan(&w).await;
+    a.script(|s| s.set_artifact("one", ["written since"]));
+    let refused = w.engine.recover(&old, CancellationToken::new()).await.unwrap_err().to_string();
+    assert!(refused.contains("a: then") && refused.contains("now it is left alone"), "{refused}");
+    assert!(text_of(&a.live()).contains("written since"));
+
+    empty(&a);
+    let mut edited = old.clone();
+    let RecoveryAction::Restore(restore) = &mut edited.services[1].action else { panic!("{edited:?}") };
+    restore.backup = "a/hourly/20250101_000000".parse().unwrap();
+    assert!(w.engine.recover(&edited, CancellationToken::new()).await.is_err());
+    let other = RecoveryPlan { store_id: "other".to_owned(), ..old.clone() };
+    assert!(w.engine.recover(&other, CancellationToken::new()).await.is_err());
+    let newer = RecoveryPlan { format: 99, ..old.clone() };
+    assert!(w.engine.recover(&newer, CancellationToken::new()).await.is_err());
+    assert_eq!(recover(&w, &old).await.outcome(), Outcome::Ok);
+}
+
+/// Nobody else may work on what is being recovered; nothing is begun if somebody does.
+#[tokio::test]
+async fn while_it_lasts_captures_and_other_recoveries_wait() {
+    let (w, a, b) = lost().await;
+    let hanging = b.hanging(Step::Stage);
+    let engine = w.engine.clone();
+    let (first, plan) = (plan(&w).await, plan(&w).await);
+    let cancel = CancellationToken::new();
+    let running = tokio::spawn({
+        let cancel = cancel.clone();
+        async move { engine.recover(&first, cancel).await }
+    });
+    while !hanging.log().iter().any(|c| matches!(c, Asked::Stage)) {
+        tokio::task::yield_now().await;
+    }
+    let second = w.engine.recover(&plan, CancellationToken::new()).await.unwrap_err();
+    assert!(backup_core::chain(&second).contains("recover"), "{}", backup_core::chain(&second));
+    let request = BackupRequest::new(Interval::new("hourly").unwrap());
+    let (how, why) = outcome(&w.engine.back_up(&request).await.unwrap());
+    assert_eq!(how, Outcome::Failed, "{why}");
+    cancel.cancel();
+    let report = running.await.unwrap().unwrap();
+    assert_eq!(report.outcome(), Outcome::Cancelled);
+    assert!(!text_of(&a.live()).contains("hello world"), "`a` comes after what was cancelled");
+}
+
+#[tokio::test]
+async fn what_it_was_like_then() {
+    let (w, a, _) = lost().await;
+    let then = Timestamp::new(w.clock.now());
+    a.script(|s| s.set_artifact("one", ["later"]));
+    w.back_up().await;
+    empty(&a);
+    let request = RecoveryRequest { at: Some(then), ..RecoveryRequest::default() };
+    let plan = w.engine.plan_recovery(&request).await.unwrap();
+    recover(&w, &plan).await;
+    assert!(text_of(&a.live()).contains("hello world"));
+    let never =
+        RecoveryRequest { at: Some("20200101_000000".parse().unwrap()), ..RecoveryRequest::default() };
+    let plan = w.engine.plan_recovery(&never).await.unwrap();
+    assert!(actions(&plan).iter().all(|(_, action)| *action != "restore"));
+}
