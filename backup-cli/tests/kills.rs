@@ -222,3 +222,44 @@ fn restores_killed_at_any_instant_leave_the_old_or_the_new_data() {
         .find(|n| n.to_string_lossy().contains(".restore-") || n.to_string_lossy().contains(".backup."));
     assert_eq!(odd, None, "nothing is left beside the target");
 }
+
+#[test]
+#[ignore = "long: 40 kills of the real binary"]
+fn recoveries_killed_at_any_instant_are_completed_by_the_next() {
+    let mut host = Host::new();
+    host.fill(0);
+    host.ok(&["init"]);
+    host.ok(&["run", "often"]);
+    let (wanted, env) = (tree(&host.path("data")), tree(&host.path("conf")));
+    let lose = |host: &Host| {
+        std::fs::remove_dir_all(host.path("data")).unwrap();
+        std::fs::remove_file(host.path("conf/.env")).unwrap();
+        std::fs::remove_file(host.path("db/app.sqlite")).unwrap();
+    };
+    let recover = ["recover", "--yes"];
+    // The first one takes longer: it fills caches.
+    let times = [(); 3].map(|()| {
+        lose(&host);
+        host.timed(&recover)
+    });
+    let usual = times.into_iter().min().unwrap();
+    let mut early = 0;
+    for n in 1..=40 {
+        lose(&host);
+        early += usize::from(host.kill(&recover, usual));
+        let next = host.command(&recover).output().unwrap();
+        let told = String::from_utf8_lossy(&next.stderr).into_owned();
+        // 4: it was killed when all was done.
+        assert!(matches!(next.status.code(), Some(0 | 4)), "kill {n}: {told}");
+        assert_eq!(tree(&host.path("data")), wanted, "kill {n}");
+        assert_eq!(tree(&host.path("conf")), env, "kill {n}");
+        let rows =
+            Command::new("sqlite3").arg(host.path("db/app.sqlite")).arg("SELECT count(*) FROM t").output();
+        assert_eq!(String::from_utf8_lossy(&rows.unwrap().stdout).trim(), "20000", "kill {n}");
+        if n % 10 == 0 {
+            host.ok(&["run", "often"]);
+        }
+        host.ok(&["cleanup", "--yes"]);
+    }
+    assert!(early > 10, "only {early} of 40 kills came before the end");
+}

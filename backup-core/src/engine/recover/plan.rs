@@ -15,6 +15,7 @@ use crate::error::{BackupError, chain};
 use crate::id::ServiceName;
 use crate::metadata::Evidence;
 use crate::plan::PlannedService;
+use crate::state::{RestoreJournal, RestorePhase};
 
 /// How long a service may take to say what it holds.
 const LOOK: Duration = Duration::from_secs(60);
@@ -91,7 +92,10 @@ impl Engine {
         request: &RecoveryRequest,
         service: &PlannedService,
     ) -> Result<Option<RestorePreview>, BackupError> {
-        let overwrite = request.overwrite.contains(&service.name);
+        // What a restore that was cut short has left is not certain to be whole: it is made again, and finished by that.
+        let half = |j: &RestoreJournal| matches!(j.phase, RestorePhase::Switching | RestorePhase::Undoing);
+        let overwrite = request.overwrite.contains(&service.name)
+            || self.inner.state.restores(&service.name)?.iter().any(half);
         let (selector, evidence) = self.inner.choose_for_recovery(request, service).await?;
         // Why it could not be restored does not matter if it need not be.
         if let Some(evidence) = &evidence
