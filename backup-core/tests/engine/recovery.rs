@@ -161,24 +161,21 @@ async fn a_plan_that_is_not_true_any_more_is_refused() {
 async fn while_it_lasts_captures_and_other_recoveries_wait() {
     let (w, a, b) = lost().await;
     let hanging = b.hanging(Step::Stage);
-    let engine = w.engine.clone();
-    let (first, plan) = (plan(&w).await, plan(&w).await);
+    let plan = plan(&w).await;
     let cancel = CancellationToken::new();
-    let running = tokio::spawn({
-        let cancel = cancel.clone();
-        async move { engine.recover(&first, cancel).await }
-    });
-    while !hanging.log().iter().any(|c| matches!(c, Asked::Stage)) {
-        tokio::task::yield_now().await;
-    }
-    let second = w.engine.recover(&plan, CancellationToken::new()).await.unwrap_err();
-    assert!(backup_core::chain(&second).contains("recover"), "{}", backup_core::chain(&second));
-    let request = BackupRequest::new(Interval::new("hourly").unwrap());
-    let (how, why) = outcome(&w.engine.back_up(&request).await.unwrap());
-    assert_eq!(how, Outcome::Failed, "{why}");
-    cancel.cancel();
-    let report = running.await.unwrap().unwrap();
-    assert_eq!(report.outcome(), Outcome::Cancelled);
+    let meanwhile = async {
+        while !hanging.log().iter().any(|c| matches!(c, Asked::Stage)) {
+            tokio::task::yield_now().await;
+        }
+        let second = w.engine.recover(&plan, CancellationToken::new()).await.unwrap_err();
+        assert!(backup_core::chain(&second).contains("recover"), "{}", backup_core::chain(&second));
+        let request = BackupRequest::new(Interval::new("hourly").unwrap());
+        let (how, why) = outcome(&w.engine.back_up(&request).await.unwrap());
+        assert_eq!(how, Outcome::Failed, "{why}");
+        cancel.cancel();
+    };
+    let (report, ()) = tokio::join!(w.engine.recover(&plan, cancel.clone()), meanwhile);
+    assert_eq!(report.unwrap().outcome(), Outcome::Cancelled);
     assert!(!text_of(&a.live()).contains("hello world"), "`a` comes after what was cancelled");
 }
 
