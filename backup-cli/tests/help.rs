@@ -19,6 +19,7 @@ fn the_short_help_fits_a_screen() {
       status       Show whether every service is safe, and what to do if one is not
       verify       Prove that backups are what they were
       restore      Restore a service, over what is there or elsewhere
+      recover      Bring every service of this host back
       undo         Put back what the newest restore of a service had replaced
       resume       Start services again that a killed run has left stopped, paused or fenced
       prune        Delete what the retention of the intervals no longer keeps
