@@ -133,11 +133,9 @@ impl Folder {
         self.noted().iter().filter(|name| name.ends_with(".json")).count()
     }
 
-    /// Whether a dead run's interruption is over. If it died with a watchdog that had not left its process group yet, the
-    /// entry waits for the next run: nothing is done to a server before its watchdog has said that it runs.
-    pub(crate) fn is_over(&self, end: End) -> bool {
-        let begun = |name: &String| [".armed", ".taken.json", ".down"].iter().any(|end| name.ends_with(end));
-        self.journal() == 0 || (end == End::Group && !self.noted().iter().any(begun))
+    /// Whether a dead run's interruption is over.
+    pub(crate) fn is_over(&self) -> bool {
+        self.journal() == 0 || never_begun(&self.noted())
     }
 
     /// The good backups of an interval.
@@ -147,6 +145,13 @@ impl Folder {
         let lines = listed.lines().map(|l| serde_json::from_str::<Value>(l).unwrap());
         lines.filter(|l| l["event"] == "backup" && l["state"] == "good").count()
     }
+}
+
+/// Whether a run died before it interrupted what it had noted: it had no watchdog yet, or the kill of its group met that, too.
+/// Nothing is done to a server before its watchdog has said that it runs; the entry waits for the next run.
+pub(crate) fn never_begun(noted: &[String]) -> bool {
+    let begun = |name: &String| [".armed", ".taken.json", ".down"].iter().any(|end| name.ends_with(end));
+    !noted.iter().any(begun)
 }
 
 /// The containers that have something mounted which `part` is in the name of, ended ones too: one line each.

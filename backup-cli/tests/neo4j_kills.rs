@@ -140,7 +140,7 @@ impl Host {
             self.folder.ok(&["resume"]);
         }
         let start = Instant::now();
-        while !(self.runs() && self.folder.is_over(end)) {
+        while !(self.runs() && self.folder.is_over()) {
             let state = text(&docker(&["inspect", "-f", "{{.State.Status}}", &self.name]));
             let noted = self.folder.noted();
             assert!(start.elapsed() < DEADLINE, "{what}: it is {state} after {DEADLINE:?}; noted: {noted:?}");

@@ -141,9 +141,9 @@ impl Host {
     }
 
     /// It runs, as it did before.
-    fn assert_back(&self, what: &str, end: End) {
+    fn assert_back(&self, what: &str) {
         let running = || text(&docker(&["inspect", "-f", "{{.State.Running}}", &self.name])) == "true";
-        until(what, DEADLINE, || self.folder.is_over(end) && running());
+        until(what, DEADLINE, || self.folder.is_over() && running());
         self.wait_until_ready(what);
         until(what, DEADLINE, || self.asleep());
     }
@@ -184,7 +184,7 @@ fn backups_and_restores_of_weaviate_killed_in_each_phase() {
     ] {
         let what = format!("backup killed in `{phase}`");
         host.folder.start_to(phase, &["run", "often"]).kill(end);
-        host.assert_back(&what, end);
+        host.assert_back(&what);
         assert_eq!(host.digest(), wanted, "{what}");
     }
     // Once the server has begun, it goes on without us.
@@ -192,7 +192,7 @@ fn backups_and_restores_of_weaviate_killed_in_each_phase() {
     let run = host.folder.start_to("the server makes its backup", &["run", "often"]);
     until(what, DEADLINE, || !host.names("/var/lib/weaviate/backups").is_empty());
     run.kill(End::Group);
-    host.assert_back(what, End::Group);
+    host.assert_back(what);
     assert_eq!(host.folder.good("often"), 0, "a backup of a dead run");
     host.assert_next_run_works(what);
 
@@ -211,7 +211,7 @@ fn backups_and_restores_of_weaviate_killed_in_each_phase() {
         let what = format!("restore killed in `{phase}`");
         let restore = ["restore", "weaviate", "--interval", "base", "--yes"];
         host.folder.start_to(phase, &restore).kill(end);
-        host.assert_back(&what, end);
+        host.assert_back(&what);
         let found = host.digest();
         assert!(found == old || found == wanted, "{what}: {found}");
         host.assert_next_run_works(&what);

@@ -12,7 +12,7 @@ fn round(host: &Host, phase: &str, end: End) {
         until("the second server", PATIENCE, || host.over().len() == 2);
     }
     run.kill(end);
-    until(&what, DEADLINE, || host.folder.is_over(end) && host.runs());
+    until(&what, DEADLINE, || host.folder.is_over() && host.runs());
     let sound = || ["1000", "1001"].contains(&host.count().as_str());
     until(&what, PATIENCE, sound);
     // What was half live is finished or taken back first; what it kept aside goes with the second.

@@ -77,6 +77,11 @@ async fn what_holds_data_is_left_alone_unless_it_is_named() {
     assert_eq!(again.predicted_ms, Some(0));
     assert_eq!(recover(&w, &again).await.outcome(), Outcome::Skipped);
 
+    // Not nothing, but much less: left alone, and told.
+    a.script(|s| s.set_artifact("two", ["few"]));
+    let RecoveryAction::Skip { why } = &plan(&w).await.services[1].action else { panic!("it holds data") };
+    assert!(why.contains("MUCH LESS than 3000011"), "{why}");
+
     a.script(|s| s.set_artifact("one", ["other"]));
     let request = RecoveryRequest { overwrite: vec![super::a()], ..RecoveryRequest::default() };
     let named = w.engine.plan_recovery(&request).await.unwrap();

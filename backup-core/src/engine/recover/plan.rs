@@ -20,6 +20,15 @@ use crate::state::{RestoreJournal, RestorePhase};
 /// How long a service may take to say what it holds.
 const LOOK: Duration = Duration::from_secs(60);
 
+/// How a service was found.
+#[derive(Debug)]
+enum Found {
+    /// Its restore.
+    Lost(Box<RestorePreview>),
+    /// What it holds.
+    Holds(String),
+}
+
 /// A plan, and what its restores are made of.
 #[derive(Debug)]
 pub(super) struct Made {
@@ -64,13 +73,15 @@ impl Engine {
         for name in &names {
             let service = inner.service(name)?;
             let action = match self.plan_one(request, service).await {
-                Ok(Some(preview)) => {
+                Ok(Found::Lost(preview)) => {
                     let planned = planned(&preview, &history);
-                    made.previews.push(preview);
+                    made.previews.push(*preview);
                     RecoveryAction::Restore(Box::new(planned))
                 }
-                Ok(None) => RecoveryAction::Skip {
-                    why: format!("it runs and holds data (`--overwrite {name}` restores it all the same)"),
+                Ok(Found::Holds(what)) => RecoveryAction::Skip {
+                    why: format!(
+                        "it runs and holds data: {what} (`--overwrite {name}` restores it all the same)"
+                    ),
                 },
                 Err(e) => RecoveryAction::Blocked { why: chain(&e) },
             };
@@ -86,12 +97,12 @@ impl Engine {
         Ok(made)
     }
 
-    /// What restoring a service would do; `None` if it is to be left alone.
+    /// What restoring a service would do, or why it is to be left alone.
     async fn plan_one(
         &self,
         request: &RecoveryRequest,
         service: &PlannedService,
-    ) -> Result<Option<RestorePreview>, BackupError> {
+    ) -> Result<Found, BackupError> {
         // What a restore that was cut short has left is not certain to be whole: it is made again, and finished by that.
         let half = |j: &RestoreJournal| matches!(j.phase, RestorePhase::Switching | RestorePhase::Undoing);
         let overwrite = request.overwrite.contains(&service.name)
@@ -100,16 +111,19 @@ impl Engine {
         // Why it could not be restored does not matter if it need not be.
         if let Some(evidence) = &evidence
             && !overwrite
-            && self.inner.holds(service, evidence).await
+            && let Some(what) = self.inner.holds(service, evidence).await
         {
-            return Ok(None);
+            return Ok(Found::Holds(what));
         }
         let restore = RestoreRequest { selector, ..RestoreRequest::new(service.name.clone()) };
         let preview = self.plan_restore(&restore).await?;
-        if evidence.is_none() && !overwrite && self.inner.holds(service, &preview.metadata.evidence).await {
-            return Ok(None);
+        if evidence.is_none()
+            && !overwrite
+            && let Some(what) = self.inner.holds(service, &preview.metadata.evidence).await
+        {
+            return Ok(Found::Holds(what));
         }
-        Ok(Some(preview))
+        Ok(Found::Lost(Box::new(preview)))
     }
 }
 
@@ -145,22 +159,28 @@ impl Inner {
         Ok((legacy.map_or(selector, |e| Selector::Exactly(e.id.clone())), None))
     }
 
-    /// Whether a service answers and holds data. What it holds is told by the count that the backup has most of: a server
+    /// What a service holds, if it answers and holds data. That is told by the count that the backup has most of: a server
     /// that was just started has databases and users, too.
-    async fn holds(&self, service: &PlannedService, backup: &Evidence) -> bool {
+    async fn holds(&self, service: &PlannedService, backup: &Evidence) -> Option<String> {
         if !service.adapter.capabilities().probe {
-            return false;
+            return None;
         }
-        let probe = async {
-            let run = self.quiet_run("recover", CancellationToken::new()).ok()?;
-            let cx = self.context(&run, service, self.now(), deadline(Some(LOOK))).ok()?;
-            service.adapter.probe(&cx, &RestoreTarget::Live).await.ok()
-        };
-        let Some(found) = probe.await else { return false };
+        let run = self.quiet_run("recover", CancellationToken::new()).ok()?;
+        let cx = self.context(&run, service, self.now(), deadline(Some(LOOK))).ok()?;
+        // One that cannot be asked holds nothing that anybody could use.
+        let found = service.adapter.probe(&cx, &RestoreTarget::Live).await.ok()?;
         let most = backup.counts.iter().max_by_key(|(_, n)| **n).filter(|(_, n)| **n > 0);
         match most {
-            Some((name, _)) => found.counts.get(name).is_some_and(|n| *n > 0),
-            None => found.counts.values().any(|n| *n > 0),
+            Some((name, then)) => {
+                let now = *found.counts.get(name).filter(|n| **n > 0)?;
+                // Somebody has to look whether that is all of it.
+                let beware = if now < then / 2 { ", MUCH LESS than" } else { ", and" };
+                Some(format!("{name} {now}{beware} {then} in the newest backup"))
+            }
+            None => {
+                let (name, now) = found.counts.iter().find(|(_, n)| **n > 0)?;
+                Some(format!("{name} {now}"))
+            }
         }
     }
 }

@@ -49,7 +49,13 @@ impl Engine {
         let mut restored: Vec<&ServiceName> = previews.iter().map(|p| &p.request.service).collect();
         restored.sort();
         for name in restored {
-            locks.push(inner.lock(&run, name).await?);
+            match inner.lock(&run, name).await {
+                Ok(lock) => locks.push(lock),
+                Err(e) => {
+                    inner.end(&run, Outcome::Failed);
+                    return Err(e);
+                }
+            }
         }
         let (plan, previews) = (Arc::new(plan), Arc::new(previews));
         let steps = inner.for_each(&names, "restore", |name| {
