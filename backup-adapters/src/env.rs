@@ -72,6 +72,8 @@ struct Env {
 #[async_trait]
 impl Kind for Env {
     const NAME: &'static str = EnvConfig::KIND;
+    // Containers and services take their settings from it.
+    const FIRST: bool = true;
 
     fn live(&self) -> &Live {
         &self.live

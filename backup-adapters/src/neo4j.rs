@@ -183,6 +183,10 @@ impl ServiceAdapter for Neo4j {
         capture::open(self, cx).await
     }
 
+    fn container(&self) -> Option<String> {
+        Some(self.server.docker.container().to_owned())
+    }
+
     fn content_check(
         &self,
         _purpose: &CheckPurpose,
@@ -233,6 +237,11 @@ impl ServiceAdapter for Neo4j {
 
     async fn probe(&self, cx: &OpContext, target: &RestoreTarget) -> Result<Evidence, AdapterError> {
         restore::probe(self, cx, target).await
+    }
+
+    async fn prove_writable(&self, cx: &OpContext) -> Result<bool, AdapterError> {
+        self.server.take_a_write(cx).await?;
+        Ok(true)
     }
 
     async fn undo(&self, cx: &OpContext, switched: &StepToken) -> Result<StepToken, AdapterError> {

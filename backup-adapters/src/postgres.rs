@@ -295,6 +295,10 @@ impl ServiceAdapter for Postgres {
         capture::open(&self.settings, cx).await
     }
 
+    fn container(&self) -> Option<String> {
+        self.settings.container.clone()
+    }
+
     fn content_check(
         &self,
         purpose: &CheckPurpose,
@@ -360,6 +364,11 @@ impl ServiceAdapter for Postgres {
             RestoreTarget::Scratch(scratch) => probe::elsewhere(&self.settings, cx, &scratch.dir).await,
             _ => Err(AdapterError::unsupported("databases cannot be counted there")),
         }
+    }
+
+    async fn prove_writable(&self, cx: &OpContext) -> Result<bool, AdapterError> {
+        probe::take_a_write(&self.settings, cx).await?;
+        Ok(true)
     }
 
     async fn undo(&self, cx: &OpContext, switched: &StepToken) -> Result<StepToken, AdapterError> {

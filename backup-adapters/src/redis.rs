@@ -218,6 +218,10 @@ impl ServiceAdapter for Redis {
         capture::open(&self.server, self.mode, cx).await
     }
 
+    fn container(&self) -> Option<String> {
+        self.server.container().map(|docker| docker.container().to_owned())
+    }
+
     fn content_check(
         &self,
         _purpose: &CheckPurpose,
@@ -266,6 +270,11 @@ impl ServiceAdapter for Redis {
 
     async fn probe(&self, cx: &OpContext, target: &RestoreTarget) -> Result<Evidence, AdapterError> {
         restore::probe(&self.server, cx, target).await
+    }
+
+    async fn prove_writable(&self, cx: &OpContext) -> Result<bool, AdapterError> {
+        live::take_a_write(&self.server, cx).await?;
+        Ok(true)
     }
 
     async fn undo(&self, cx: &OpContext, switched: &StepToken) -> Result<StepToken, AdapterError> {

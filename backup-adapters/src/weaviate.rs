@@ -215,6 +215,10 @@ impl ServiceAdapter for Weaviate {
         capture::open(&self.server, self.mode, self.inactive, cx).await
     }
 
+    fn container(&self) -> Option<String> {
+        self.server.container.as_ref().map(|docker| docker.container().to_owned())
+    }
+
     fn content_check(
         &self,
         purpose: &CheckPurpose,
@@ -271,6 +275,11 @@ impl ServiceAdapter for Weaviate {
             return Err(AdapterError::unsupported("counting needs `container`"));
         }
         restore::probe(&self.server, cx, target).await
+    }
+
+    async fn prove_writable(&self, cx: &OpContext) -> Result<bool, AdapterError> {
+        server::take_a_write(&self.server, cx).await?;
+        Ok(true)
     }
 
     async fn undo(&self, cx: &OpContext, switched: &StepToken) -> Result<StepToken, AdapterError> {

@@ -103,6 +103,7 @@ pub(crate) enum Verb {
     Verify(commands::verify::Args),
     Restore(commands::restore::Args),
     Recover(commands::recover::Args),
+    Drill(commands::drill::Args),
     Undo(commands::undo::Args),
     Resume(commands::resume::Args),
     Prune(commands::prune::Args),

@@ -7,6 +7,7 @@ use crate::error::CliError;
 pub(crate) mod adapters;
 pub(crate) mod cleanup;
 pub(crate) mod completions;
+pub(crate) mod drill;
 pub(crate) mod init;
 pub(crate) mod list;
 pub(crate) mod logs;
@@ -34,6 +35,7 @@ impl Verb {
             Self::Verify(args) => args.run(cx).await,
             Self::Restore(args) => args.run(cx).await,
             Self::Recover(args) => args.run(cx).await,
+            Self::Drill(args) => args.run(cx).await,
             Self::Undo(args) => args.run(cx).await,
             Self::Resume(args) => args.run(cx).await,
             Self::Prune(args) => args.run(cx).await,

@@ -229,15 +229,22 @@ impl Context {
             // What nobody configured is never stopped.
             (None, None) => Arc::new(NoWatchdog),
         };
-        let engine = Engine::builder(plan, catalog, state)
+        let stack = crate::containers::stack(&plan);
+        let mut engine = Engine::builder(plan, catalog, state)
             .clock(Arc::clone(&self.clock))
             .events(self.events())
             .secrets(Arc::new(Secrets))
             .watchdog(watchdog)
             .tool(format!("{} {}", self.cli.name, self.cli.version))
-            .lock_patience(self.global.wait)
-            .build();
-        let engine = self.engine.get_or_init(|| engine).clone();
+            .lock_patience(self.global.wait);
+        #[cfg(feature = "full")]
+        {
+            engine = engine.secret_history(Arc::new(crate::secrets::then::Past));
+        }
+        if let Some(stack) = stack {
+            engine = engine.stack(stack);
+        }
+        let engine = self.engine.get_or_init(|| engine.build()).clone();
         Ok(Session { engine, intervals, configured })
     }
 
@@ -267,14 +274,34 @@ impl Context {
         if self.global.yes {
             return Ok(true);
         }
-        let (ui, question) = (Arc::clone(&self.ui), question.to_owned());
-        let answer = tokio::task::spawn_blocking(move || ui.confirm(&question)).await;
-        let answer =
-            answer.map_err(|e| CliError::failed("the question could not be asked").because(&e))??;
+        let question = question.to_owned();
+        let answer = self.asking(move |ui| ui.confirm(&question)).await?;
         if !answer {
             self.ui.note("nothing was changed");
         }
         Ok(answer)
+    }
+
+    /// Lets a person choose one of `lines`.
+    pub(crate) async fn choose(&self, question: &str, lines: Vec<String>) -> Result<Option<usize>, CliError> {
+        let question = question.to_owned();
+        self.asking(move |ui| ui.choose(&question, lines)).await
+    }
+
+    /// Asks for a text.
+    pub(crate) async fn ask(&self, question: &str) -> Result<Option<String>, CliError> {
+        let question = question.to_owned();
+        self.asking(move |ui| ui.ask(&question)).await
+    }
+
+    /// People take their time: that must not hold up anything else.
+    async fn asking<T: Send + 'static>(
+        &self,
+        ask: impl FnOnce(&Ui) -> Result<T, CliError> + Send + 'static,
+    ) -> Result<T, CliError> {
+        let ui = Arc::clone(&self.ui);
+        let answer = tokio::task::spawn_blocking(move || ask(&ui)).await;
+        answer.map_err(|e| CliError::failed("the question could not be asked").because(&e))?
     }
 }
 

@@ -20,8 +20,10 @@ pub const INTERRUPTED: u8 = 130;
 
 /// The code of a verb that worked on several services.
 pub(crate) fn of_report(report: &RunReport) -> u8 {
-    let outcomes = || report.steps.iter().map(|s| s.outcome);
-    let verifies = report.verb == "verify";
+    // A part of the stack that was started or stopped is no service that is safe; one that was not is one that is missing.
+    let parts = || report.parts.iter().map(|p| p.outcome);
+    let outcomes = || report.steps.iter().map(|s| s.outcome).chain(parts().filter(|o| *o != Outcome::Ok));
+    let verifies = matches!(report.verb.as_str(), "verify" | "drill");
     let (mut safe, mut bad) = (0, 0);
     for outcome in outcomes() {
         match outcome {
@@ -37,6 +39,7 @@ pub(crate) fn of_report(report: &RunReport) -> u8 {
         DAMAGED
     } else {
         match (safe, bad) {
+            (0, 0) if parts().any(|o| o == Outcome::Ok) => OK,
             (0, 0) => NOTHING,
             (_, 0) => OK,
             (0, _) => FAILED,

@@ -1,5 +1,6 @@
 //! How results and events are shown.
 
+pub(crate) mod drill;
 pub(crate) mod human;
 pub(crate) mod json;
 pub(crate) mod report;

@@ -17,6 +17,15 @@ pub(crate) struct Found {
 pub(crate) struct Survey {
     pub(crate) found: Vec<Found>,
     pub(crate) left_out: Vec<LeftOut>,
+    /// The Compose project that services run in.
+    pub(crate) compose: Option<Project>,
+}
+
+/// A Compose project, as the labels of its containers name it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Project {
+    pub(crate) name: String,
+    pub(crate) files: Vec<String>,
 }
 
 impl Survey {
@@ -61,8 +70,9 @@ const NO_SERVICES: &str = "
 pub(crate) fn configuration(
     store: &str,
     state_dir: Option<&str>,
-    found: &[Found],
+    survey: &Survey,
 ) -> Result<String, CliError> {
+    let found = survey.found.as_slice();
     let mut doc = DocumentMut::new();
     if let Some(dir) = state_dir {
         doc.insert("state_dir", value(dir));
@@ -115,6 +125,16 @@ pub(crate) fn configuration(
         }
     }
     doc.insert("services", Item::Table(services));
+    if let Some(project) = &survey.compose {
+        let mut table = Table::new();
+        match project.files.as_slice() {
+            [one] => table.insert("file", value(one)),
+            many => table.insert("file", value(many.iter().map(String::as_str).collect::<Array>())),
+        };
+        table.insert("project", value(&project.name));
+        let prefix = "\n# What `backup recover` makes containers from that are gone, and whose applications it stops meanwhile.\n";
+        insert(&mut doc, "compose", table, prefix);
+    }
     Ok(format!("{HEAD}{doc}"))
 }
 
@@ -168,22 +188,29 @@ mod tests {
         Found { kind: "files", service }
     }
 
+    fn survey() -> Survey {
+        let project = Project { name: "app".into(), files: vec!["/srv/a.yaml".into(), "/srv/b.yaml".into()] };
+        Survey { found: vec![found()], compose: Some(project), ..Survey::default() }
+    }
+
     #[test]
     fn what_is_written_is_what_is_read() {
         for state_dir in [None, Some("./backups/.state")] {
-            let text = configuration("./backups", state_dir, &[found()]).unwrap();
+            let text = configuration("./backups", state_dir, &survey()).unwrap();
             let config = Config::parse(&text, "backup.toml").unwrap_or_else(|e| panic!("{e}\n{text}"));
             assert_eq!(config.store.url, "./backups");
             let (name, service) = config.services.first_key_value().unwrap();
             assert_eq!((name.as_str(), service.kind.as_str()), ("a.b", "files"));
             assert_eq!(service.settings, found().service.settings);
             assert_eq!(config.intervals.values().next().unwrap().services, std::slice::from_ref(name));
+            let compose = config.compose.unwrap();
+            assert_eq!((compose.project.as_deref(), compose.files.len()), (Some("app"), 2));
         }
     }
 
     #[test]
     fn without_services_the_text_is_still_a_configuration() {
-        let text = configuration("s3://b/p", None, &[]).unwrap();
+        let text = configuration("s3://b/p", None, &Survey::default()).unwrap();
         assert!(Config::parse(&text, "backup.toml").unwrap().services.is_empty());
     }
 }

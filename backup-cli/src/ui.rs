@@ -126,16 +126,33 @@ impl Ui {
     /// # Errors
     /// Usage, if nobody is there who could answer.
     pub(crate) fn confirm(&self, question: &str) -> Result<bool, CliError> {
-        if self.wishes.json || !io::stdin().is_terminal() || !io::stderr().is_terminal() {
+        if !self.can_ask() {
             return Err(CliError::usage("this needs a confirmation, and there is nobody to ask")
                 .hint("look at the plan above, then add --yes"));
         }
-        match inquire::Confirm::new(question).with_default(false).prompt() {
-            Ok(answer) => Ok(answer),
-            Err(inquire::InquireError::OperationCanceled) => Ok(false),
-            Err(inquire::InquireError::OperationInterrupted) => Err(CliError::interrupted()),
-            Err(e) => Err(CliError::failed("the question could not be asked").because(&e)),
-        }
+        answer(inquire::Confirm::new(question).with_default(false).prompt()).map(Option::unwrap_or_default)
+    }
+
+    /// Lets a person choose one of `lines`; `None` if none of them.
+    ///
+    /// # Errors
+    /// The question could not be asked.
+    pub(crate) fn choose(&self, question: &str, lines: Vec<String>) -> Result<Option<usize>, CliError> {
+        let asked = inquire::Select::new(question, lines).with_page_size(15).raw_prompt();
+        Ok(answer(asked)?.map(|chosen| chosen.index))
+    }
+
+    /// Asks for a text; `None` if there is no answer.
+    ///
+    /// # Errors
+    /// The question could not be asked.
+    pub(crate) fn ask(&self, question: &str) -> Result<Option<String>, CliError> {
+        answer(inquire::Text::new(question).prompt())
+    }
+
+    /// Whether somebody is there who could answer.
+    pub(crate) fn can_ask(&self) -> bool {
+        !self.wishes.json && io::stdin().is_terminal() && io::stderr().is_terminal()
     }
 
     /// Whether everything arrived: a reader that went away (`| head`) is no failure, a full disk is.
@@ -175,5 +192,15 @@ impl Ui {
             Some(bars) => bars.suspend(print),
             None => print(),
         }
+    }
+}
+
+/// An answer, or none.
+fn answer<T>(asked: Result<T, inquire::InquireError>) -> Result<Option<T>, CliError> {
+    match asked {
+        Ok(answer) => Ok(Some(answer)),
+        Err(inquire::InquireError::OperationCanceled) => Ok(None),
+        Err(inquire::InquireError::OperationInterrupted) => Err(CliError::interrupted()),
+        Err(e) => Err(CliError::failed("the question could not be asked").because(&e)),
     }
 }

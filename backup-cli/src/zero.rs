@@ -170,7 +170,7 @@ mod tests {
                 covers: Vec::new(),
             },
         });
-        Survey { found: found.collect(), left_out: Vec::new() }
+        Survey { found: found.collect(), ..Survey::default() }
     }
 
     #[test]

@@ -20,6 +20,7 @@ fn the_short_help_fits_a_screen() {
       verify       Prove that backups are what they were
       restore      Restore a service, over what is there or elsewhere
       recover      Bring every service of this host back
+      drill        Rehearse the recovery of this host, into scratch
       undo         Put back what the newest restore of a service had replaced
       resume       Start services again that a killed run has left stopped, paused or fenced
       prune        Delete what the retention of the intervals no longer keeps
@@ -62,10 +63,10 @@ fn the_help_of_a_verb() {
     insta::assert_snapshot!(help.out, @r#"
     Restore a service, over what is there or elsewhere
 
-    Usage: backup restore [OPTIONS] <SERVICE>
+    Usage: backup restore [OPTIONS] [SERVICE]
 
     Arguments:
-      <SERVICE>  The service
+      [SERVICE]  The service; who leaves it out on a terminal is asked
 
     Options:
           --at <WHEN>            Take the newest good one of that moment or before (20260309_043820,
@@ -88,6 +89,7 @@ fn the_help_of_a_verb() {
           --wait <TIME>    Wait this long (5min) for another process at work on the same service
 
     Examples:
+      backup restore                                  asks: which service, which backup, where to
       backup restore redis --dry-run                  what it would do; changes nothing
       backup restore redis                            over the live service, after a question
       backup restore files --to ./out                 into a new directory

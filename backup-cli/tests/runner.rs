@@ -5,6 +5,7 @@ mod clocks;
 mod config;
 mod containers;
 mod credentials;
+mod drill;
 mod embed;
 mod exit_codes;
 mod faults;
@@ -22,11 +23,13 @@ mod redis_kills;
 mod redis_unit;
 mod restore;
 mod retention;
+mod stack;
 mod streams;
 mod support;
 mod systemd;
 mod tour;
 mod weaviate_kills;
+mod wizard;
 
 #[test]
 fn no_test_file_is_forgotten() {

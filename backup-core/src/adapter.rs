@@ -63,6 +63,17 @@ pub trait ServiceAdapter: fmt::Debug + Send + Sync + 'static {
     /// If this returns `Err`, the service is already as it was before: there is nothing to release.
     async fn open(&self, cx: &OpContext) -> Result<BackupSource, AdapterError>;
 
+    /// The container that the service runs in, as its configuration names it: `recover` asks the [`Stack`](crate::Stack)
+    /// to make it if it is missing. `None` for a service without one.
+    fn container(&self) -> Option<String> {
+        None
+    }
+
+    /// Whether other services read, as they start, what this one restores: `recover` does it before them.
+    fn comes_first(&self) -> bool {
+        false
+    }
+
     /// A check of one artifact's plain bytes in the adapter's own format (tar structure, RDB checksum, dump trailer).
     ///
     /// Runs while a backup is written and again in `verify --level content`. `None` if there is nothing to check
@@ -130,6 +141,16 @@ pub trait ServiceAdapter: fmt::Debug + Send + Sync + 'static {
     async fn probe(&self, cx: &OpContext, target: &RestoreTarget) -> Result<Evidence, AdapterError> {
         let _unused = (cx, target);
         Err(AdapterError::unsupported(format!("`{}` cannot count what is live", self.kind())))
+    }
+
+    /// Writes something to the live service and removes it again, so that nothing of it can be seen before or after: a
+    /// service that was recovered shall be one that can be used. `false` if there is nothing that this would prove.
+    ///
+    /// # Errors
+    /// Whatever keeps the service from taking writes.
+    async fn prove_writable(&self, cx: &OpContext) -> Result<bool, AdapterError> {
+        let _unused = cx;
+        Ok(false)
     }
 
     /// Puts the kept-aside data back. What was restored is kept aside in turn.

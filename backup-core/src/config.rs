@@ -12,6 +12,9 @@
 //! kind = "files"
 //! paths = ["/srv/data"]
 //! max_age = "2h"
+//!
+//! [compose]                       # what `recover` makes containers from
+//! file = "/srv/app/compose.yaml"
 //! ```
 //!
 //! [`Config::parse`] does no I/O; [`Config::resolve`] looks the adapters up and gives a
@@ -59,6 +62,32 @@ pub struct Config {
     pub compression_level: i32,
     /// When a backup is suspect.
     pub guard: Guard,
+    /// The Compose project that the services run in.
+    pub compose: Option<ComposeConfig>,
+}
+
+/// `[compose]`: what `recover` makes containers from.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ComposeConfig {
+    /// The Compose files, in their order.
+    pub files: Vec<PathBuf>,
+    /// The project's name; what Compose would take if it is not set.
+    pub project: Option<String>,
+    /// The file with values for variables; `.env` beside the first Compose file if it is not set.
+    pub env_file: Option<PathBuf>,
+    /// The Docker engine that it is on, if not the local one: `unix:///path` or `tcp://host:port`.
+    pub docker: Option<String>,
+}
+
+impl ComposeConfig {
+    pub(crate) fn relative_to(self, base: &Path) -> Self {
+        Self {
+            files: self.files.into_iter().map(|f| base.join(f)).collect(),
+            env_file: self.env_file.map(|f| base.join(f)),
+            ..self
+        }
+    }
 }
 
 /// `[store]`.
@@ -183,6 +212,7 @@ impl Config {
             limits: Limits::default(),
             compression_level: DEFAULT_COMPRESSION_LEVEL,
             guard: Guard::default(),
+            compose: None,
         }
     }
 

@@ -25,12 +25,14 @@ use crate::event::{Event, EventSink, NoEvents, Outcome};
 use crate::id::{RunId, ServiceName, Timestamp};
 use crate::plan::{BackupPlan, PlannedService};
 use crate::runtime::{NoWatchdog, Watchdog};
-use crate::secret::{NoSecrets, SecretResolver};
+use crate::secret::{NoSecrets, SecretHistory, SecretResolver};
+use crate::stack::Stack;
 use crate::state::{LockHolder, RunGuard, ServiceLock, StateDir};
 
 mod back_up;
 mod capture;
 mod cleanup;
+mod drill;
 mod guard;
 mod hand;
 mod legacy;
@@ -49,14 +51,15 @@ mod verify;
 
 pub use back_up::BackupRequest;
 pub use cleanup::CleanupItem;
+pub use drill::{DrillReport, DrillRequest, DrilledBackup, DrilledService};
 pub use legacy::LegacyView;
 pub use preview::{RestorePreview, RestoreRequest};
 pub use prune::{PruneRequest, SeriesPlan};
 pub use recover::{
     PlannedRestore, Prediction, RECOVERY_FORMAT, RecoveryAction, RecoveryPlan, RecoveryRequest,
-    ServiceRecovery, Verified,
+    ScratchRestore, ServiceRecovery, StackSteps, Verified,
 };
-pub use report::{RunReport, StepReport};
+pub use report::{PartReport, PhaseReport, RunReport, StepReport};
 pub use resume::{OpenInterruption, ResumeRequest};
 pub use select::Selector;
 pub use status::{ServiceStatus, StatusLevel};
@@ -82,7 +85,11 @@ struct Inner {
     clock: Arc<dyn Clock>,
     events: Arc<dyn EventSink>,
     secrets: Arc<dyn SecretResolver>,
+    history: Option<Arc<dyn SecretHistory>>,
     watchdog: Arc<dyn Watchdog>,
+    stack: Option<Arc<dyn Stack>>,
+    /// Who has it gives orders to the stack.
+    stack_turn: tokio::sync::Mutex<()>,
     host: String,
     tool: String,
     patience: Duration,
@@ -110,6 +117,18 @@ impl EngineBuilder {
     /// Where secrets come from; there are none by default.
     pub fn secrets(mut self, secrets: Arc<dyn SecretResolver>) -> Self {
         self.0.secrets = secrets;
+        self
+    }
+
+    /// Where a restore learns the secrets of the time that it goes back to; nowhere by default.
+    pub fn secret_history(mut self, history: Arc<dyn SecretHistory>) -> Self {
+        self.0.history = Some(history);
+        self
+    }
+
+    /// What makes anew what services run in, for [`Engine::recover`]; by default nothing does.
+    pub fn stack(mut self, stack: Arc<dyn Stack>) -> Self {
+        self.0.stack = Some(stack);
         self
     }
 
@@ -159,7 +178,10 @@ impl Engine {
             clock: Arc::new(SystemClock),
             events: Arc::new(NoEvents),
             secrets: Arc::new(NoSecrets),
+            history: None,
             watchdog: Arc::new(NoWatchdog),
+            stack: None,
+            stack_turn: tokio::sync::Mutex::new(()),
             host,
             tool: concat!("backup-core ", env!("CARGO_PKG_VERSION")).to_owned(),
             patience: LOCK_PATIENCE,

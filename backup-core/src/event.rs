@@ -96,6 +96,21 @@ pub enum Event {
         /// The error's chain, one line.
         error: Option<String>,
     },
+    /// A part of the host's stack was started or stopped.
+    PartFinished {
+        /// The part.
+        part: String,
+        /// `start`, `stop`.
+        kind: String,
+        /// How it ended.
+        outcome: Outcome,
+        /// Duration in ms.
+        ms: u64,
+        /// The error's chain, one line.
+        error: Option<String>,
+        /// The last lines that it wrote, if it does not work.
+        last_lines: Vec<String>,
+    },
     /// Retention removed a backup.
     Pruned {
         /// The backup.

@@ -83,6 +83,7 @@ pub mod retention;
 pub mod runtime;
 mod secret;
 mod source;
+mod stack;
 pub mod state;
 mod store;
 #[cfg(feature = "testkit")]
@@ -100,6 +101,7 @@ pub use event::{Event, EventSink, NoEvents, Outcome};
 pub use id::{ArtifactName, BackupId, Interval, InvalidId, RunId, ServiceName, StoreKey, Timestamp};
 pub use metadata::*;
 pub use registry::*;
-pub use secret::{NoSecrets, Secret, SecretRef, SecretResolver};
+pub use secret::{NoSecrets, Secret, SecretHistory, SecretRef, SecretResolver};
 pub use source::*;
+pub use stack::{Part, PartState, Stack};
 pub use store::*;

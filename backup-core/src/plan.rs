@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::adapter::ServiceAdapter;
 use crate::config::explain::{hint, quoted_key};
-use crate::config::{Config, Guard, IntervalConfig, Limits, ServiceConfig, StoreConfig};
+use crate::config::{ComposeConfig, Config, Guard, IntervalConfig, Limits, ServiceConfig, StoreConfig};
 use crate::error::ConfigError;
 use crate::id::{Interval, ServiceName};
 use crate::registry::{AdapterRegistry, BuildContext};
@@ -39,6 +39,8 @@ pub struct BackupPlan {
     pub compression_level: i32,
     /// When a backup is suspect.
     pub guard: Guard,
+    /// What `recover` makes containers from; paths are absolute.
+    pub compose: Option<ComposeConfig>,
 }
 
 /// A service and its adapter.
@@ -110,6 +112,7 @@ impl BackupPlan {
             limits: config.limits,
             compression_level: config.compression_level,
             guard: config.guard,
+            compose: config.compose.map(|c| c.relative_to(base_dir)),
         })
     }
 

@@ -2,10 +2,14 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use async_trait::async_trait;
 use serde::Deserialize;
 
+use crate::engine::Engine;
 use crate::error::ConfigError;
+use crate::id::Timestamp;
 
 /// A value that is redacted in `Debug` and cannot be serialised. Read it with [`Secret::expose`].
 #[derive(Clone, PartialEq, Eq)]
@@ -93,6 +97,13 @@ pub trait SecretResolver: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// [`ConfigError`] that names the reference (the variable, the file), never a value.
     fn resolve(&self, reference: &SecretRef) -> Result<Secret, ConfigError>;
+}
+
+/// Knows secrets as they were: see [`OpContext::secrets_then`](crate::OpContext::secrets_then).
+#[async_trait]
+pub trait SecretHistory: fmt::Debug + Send + Sync + 'static {
+    /// What was valid at `at`; `engine` reads backups. `None` if nobody knows, which must not keep a restore from going on.
+    async fn at(&self, engine: &Engine, at: Timestamp) -> Option<Arc<dyn SecretResolver>>;
 }
 
 /// A resolver that knows no secrets: for callers without any.

@@ -7,6 +7,7 @@
 //!                                         reclaimed what it left (30 days, if the service is configured no more)
 //! <state_dir>/restores/<service>/<run id>.json   journal of a restore: what `undo`, `cleanup` and a resumption need
 //! <state_dir>/interruptions/<id>.json     a service that is stopped, paused or fenced by us at this moment
+//! <state_dir>/fenced                      applications that a recovery stopped and did not start again yet, a line each
 //! <state_dir>/kept/<service>/             what a restore keeps aside when the service has no place for it
 //! <state_dir>/cache/<store id>/…          may be deleted at any time
 //! ```
@@ -29,6 +30,7 @@ use crate::error::BackupError;
 use crate::event::{Event, EventSink};
 use crate::id::{RunId, ServiceName};
 
+mod fence;
 mod interruptions;
 mod journal;
 

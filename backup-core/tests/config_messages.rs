@@ -47,11 +47,40 @@ fn the_examples_are_fine() {
 }
 
 #[test]
+fn a_compose_project_has_files_and_a_name_that_compose_takes() {
+    let with = |rest: &str| with_service(&format!("[compose]\n{rest}"));
+    for good in
+        ["file = 'compose.yaml'", "file = ['a.yaml', '/b.yaml']\nproject = 'truth-si_2'\nenv_file = '.env'"]
+    {
+        read(&with(good)).unwrap();
+    }
+    let plan =
+        Config::parse(&with("file = ['a.yaml', '/b.yaml']\nenv_file = 'x/.env'"), "backup.toml").unwrap();
+    let plan = plan.resolve(&config_stub::registry(), Path::new("/etc/backup")).unwrap();
+    let compose = plan.compose.unwrap();
+    assert_eq!(compose.files, [Path::new("/etc/backup/a.yaml"), Path::new("/b.yaml")]);
+    assert_eq!(compose.env_file.as_deref(), Some(Path::new("/etc/backup/x/.env")));
+    refused(
+        &with("file = []"),
+        "backup.toml: compose.file: no file is named",
+        "write the path of the Compose file, or a list of paths in Compose's order",
+    );
+    for wrong in ["My App", "-x", ""] {
+        let (message, _) = refusal(&with(&format!("file = 'a.yaml'\nproject = '{wrong}'")));
+        assert_eq!(message, format!("backup.toml: compose.project: `{wrong}` is no name of a project"));
+    }
+    let (message, _) = refusal(&with("file = 7"));
+    assert!(message.contains("a path, or a list of paths"), "{message}");
+    let (message, _) = refusal(&with("files = ['a.yaml']"));
+    assert!(message.contains("files"), "{message}");
+}
+
+#[test]
 fn unknown_keys_name_the_closest_one() {
     refused(
         &with_store("[sevices.redis]\nkind = 'redis'"),
         "backup.toml: unknown key `sevices`",
-        "did you mean `services`? the keys are store, state_dir, host, intervals, services, limits, compression, guard",
+        "did you mean `services`? the keys are store, state_dir, host, intervals, services, limits, compression, guard, compose",
     );
     refused(
         &with_service("[intervals.15min]\nservices = ['data']\nkeeep = 3"),

@@ -18,6 +18,8 @@ use bytes::Bytes;
 
 #[path = "engine/backups.rs"]
 mod backups;
+#[path = "engine/drills.rs"]
+mod drills;
 #[path = "engine/faults.rs"]
 mod faults;
 #[path = "engine/interruptions.rs"]
@@ -30,6 +32,8 @@ mod recovery;
 mod restores;
 #[path = "engine/retention.rs"]
 mod retention;
+#[path = "engine/stack.rs"]
+mod stack;
 #[path = "engine/verification.rs"]
 mod verification;
 
@@ -118,6 +122,18 @@ impl World {
         let engine = Engine::builder(self.engine.plan().clone(), catalog, self.engine.state().clone())
             .clock(Arc::new(self.clock.clone()))
             .events(Arc::new(self.events.clone()))
+            .build();
+        Self { engine, ..self }
+    }
+
+    /// The same on a host with a stack.
+    fn with_stack(self, stack: impl backup_core::Stack) -> Self {
+        let catalog = self.engine.catalog().clone();
+        let engine = Engine::builder(self.engine.plan().clone(), catalog, self.engine.state().clone())
+            .clock(Arc::new(self.clock.clone()))
+            .events(Arc::new(self.events.clone()))
+            .lock_patience(Duration::ZERO)
+            .stack(Arc::new(stack))
             .build();
         Self { engine, ..self }
     }

@@ -70,6 +70,22 @@ impl Server {
         Bolt::open(cx, Box::new(stream), self.to_string(), &login).await
     }
 
+    /// Commits a change of each database that is online, of which nothing is ever to be seen.
+    ///
+    /// # Errors
+    /// Those of queries.
+    pub(super) async fn take_a_write(&self, cx: &OpContext) -> Result<(), AdapterError> {
+        let mut bolt = self.connect(cx).await?;
+        for database in databases(cx, &mut bolt).await? {
+            if database.is_online() && database.name != SYSTEM {
+                // Without a label: the name of one would stay in the store.
+                bolt.query(cx, &database.name, "CREATE (n) DELETE n").await?;
+            }
+        }
+        bolt.close(cx).await;
+        Ok(())
+    }
+
     /// Waits until it answers, whether it lets us in or not, and until its databases are there again.
     ///
     /// # Errors

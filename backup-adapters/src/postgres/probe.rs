@@ -71,6 +71,22 @@ pub(super) async fn live(settings: &Settings, cx: &OpContext) -> Result<Evidence
     Ok(evidence)
 }
 
+/// Commits a change of each database that the configuration selects, of which nothing is ever to be seen.
+pub(super) async fn take_a_write(settings: &Settings, cx: &OpContext) -> Result<(), AdapterError> {
+    let link = Link::open(settings, cx).await?;
+    let facts = ServerFacts::ask(&link).await?;
+    let (databases, _) = facts.selected(settings)?;
+    let schema = super::sql::ident(&format!("backup_proof_{}", cx.run_id));
+    for database in databases {
+        // Statements in one string are one transaction.
+        let sql = format!("CREATE SCHEMA {schema}; DROP SCHEMA {schema}");
+        let name = &database.name;
+        let done = link.query(name, &sql).await;
+        done.map_err(|f| f.explain(&format!("database `{name}` takes no writes")))?;
+    }
+    Ok(())
+}
+
 /// Whether somebody else is connected to `database`.
 async fn others(link: &Link, database: &str) -> Result<bool, AdapterError> {
     let sql = format!(

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use backup_core::{AdapterError, AdapterErrorKind, Evidence, OpContext};
 
-use super::conn::Conn;
+use super::conn::{Conn, Server};
 use super::facts::Info;
 use super::resp::Reply;
 
@@ -74,6 +74,24 @@ pub(super) async fn setting(
 ) -> Result<Option<String>, AdapterError> {
     let answer = conn.call(cx, &["CONFIG", "GET", name]).await?;
     Ok(answer.items().get(1).and_then(Reply::text))
+}
+
+/// Writes a key and removes it, so that nobody else sees it.
+pub(super) async fn take_a_write(server: &Server, cx: &OpContext) -> Result<(), AdapterError> {
+    let mut conn = server.connect(cx).await?;
+    let key = format!("backup:proof:{}", cx.run_id);
+    // Should the connection break in between, the server drops what was queued.
+    conn.call(cx, &["MULTI"]).await?;
+    conn.call(cx, &["SET", &key, "1", "PX", "10000"]).await?;
+    conn.call(cx, &["DEL", &key]).await?;
+    let failed = |reply: &Reply| match reply {
+        Reply::Error(e) => Some(e.clone()),
+        _ => None,
+    };
+    match conn.call(cx, &["EXEC"]).await?.items().iter().find_map(failed) {
+        Some(error) => Err(conn.refused("SET", &error)),
+        None => Ok(()),
+    }
 }
 
 /// Refuses what must not be replaced: a server that others follow, or that follows others.

@@ -17,6 +17,7 @@ use self::engine::Engine;
 
 mod archive;
 mod beside;
+mod compose;
 mod engine;
 mod exec;
 mod files;
@@ -29,6 +30,7 @@ mod reader;
 mod survey;
 mod twin;
 
+pub use compose::Compose;
 pub use engine::DEFAULT_ENGINE;
 pub use files::ContainerFile;
 pub use helper::{Helper, HelperSpec};

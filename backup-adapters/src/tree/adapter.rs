@@ -22,6 +22,9 @@ pub(crate) trait Kind: fmt::Debug + Send + Sync + 'static {
     /// Its name in metadata.json.
     const NAME: &'static str;
 
+    /// Whether others read what it restores, as of the trait of adapters.
+    const FIRST: bool = false;
+
     /// What was configured.
     fn live(&self) -> &Live;
 
@@ -58,6 +61,10 @@ impl<K: Kind> ServiceAdapter for Tree<K> {
 
     fn capabilities(&self) -> Capabilities {
         Capabilities::full()
+    }
+
+    fn comes_first(&self) -> bool {
+        K::FIRST
     }
 
     async fn check(&self, cx: &OpContext) -> Result<(), AdapterError> {

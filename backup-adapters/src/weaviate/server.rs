@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 use backup_core::runtime::{RunState, ServiceRuntime};
 use backup_core::{AdapterError, AdapterErrorKind, OpContext};
-use serde_json::Value;
+use reqwest::Method;
+use serde_json::{Value, json};
 use url::Url;
 
 use super::Backend;
@@ -128,6 +129,26 @@ impl Server {
             None => false,
         }
     }
+}
+
+/// Writes an object into a collection of its own, and removes that.
+///
+/// # Errors
+/// Those of the API.
+pub(super) async fn take_a_write(server: &Server, cx: &OpContext) -> Result<(), AdapterError> {
+    let api = server.connect(cx).await?;
+    let name: String = cx.run_id.as_str().chars().filter(char::is_ascii_alphanumeric).collect();
+    let name = format!("BackupProof{name}");
+    let place = format!("/v1/schema/{name}");
+    let change = async |method, path: &str, body: Option<Value>| {
+        let answer = api.once(cx, method, path, body.as_ref()).await?;
+        if answer.is_success() { Ok(()) } else { Err(api.refused(path, &answer)) }
+    };
+    change(Method::POST, "/v1/schema", Some(json!({ "class": name, "vectorizer": "none" }))).await?;
+    let object = json!({ "class": name, "vector": [0.0, 1.0] });
+    let written = change(Method::POST, "/v1/objects", Some(object)).await;
+    let removed = change(Method::DELETE, &place, None).await;
+    written.and(removed)
 }
 
 /// What a key must be allowed to see and do, for nothing to be missing.

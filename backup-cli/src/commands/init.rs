@@ -61,7 +61,7 @@ impl Args {
         let survey = zero::survey(cx, excluded).await?;
         zero::tell(cx, &survey);
         let state_dir = self.store.is_none().then(|| zero::state_dir(cx)).flatten();
-        let text = scaffold::configuration(store, state_dir.as_deref(), &survey.found)?;
+        let text = scaffold::configuration(store, state_dir.as_deref(), &survey)?;
         let unwritable = |e: std::io::Error| {
             CliError::failed(format!("cannot write the configuration `{}`", file.display())).because(&e)
         };

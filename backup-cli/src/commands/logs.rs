@@ -1,8 +1,8 @@
 //! `backup logs`.
 
+use backup_core::RunId;
 use backup_core::catalog::Catalog;
 use backup_core::engine::RunReport;
-use backup_core::{RunId, ServiceName};
 use serde_json::json;
 
 use crate::context::{Context, Done};
@@ -151,14 +151,32 @@ fn text(report: &RunReport) -> String {
             comfy_table::Cell::new(format::millis(step.ms)),
         ]);
     }
+    for part in &report.parts {
+        let (word, style) = human::outcome(part.outcome);
+        let empty = || comfy_table::Cell::new("");
+        table.add_row([
+            comfy_table::Cell::new(&part.part),
+            comfy_table::Cell::new(&part.kind),
+            table::cell(word, style),
+            empty(),
+            empty(),
+            empty(),
+            comfy_table::Cell::new(format::millis(part.ms)),
+        ]);
+    }
     out.push(if report.steps.is_empty() { "nothing was selected".to_owned() } else { table::text(&table) });
-    let mut said = |service: &ServiceName, text: String| out.push(format!("{service}: {text}"));
+    let mut said = |who: &str, text: String| out.push(format!("{who}: {text}"));
     for step in &report.steps {
         if let Some(error) = &step.error {
-            said(&step.service, paint(RED, error));
+            said(step.service.as_str(), paint(RED, error));
         }
         for note in &step.notes {
-            said(&step.service, note.clone());
+            said(step.service.as_str(), note.clone());
+        }
+    }
+    for part in &report.parts {
+        if let Some(error) = &part.error {
+            said(&part.part, paint(RED, error));
         }
     }
     out.join("\n")

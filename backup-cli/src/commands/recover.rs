@@ -73,12 +73,13 @@ impl Args {
             cx.ui.note("nothing was changed (--dry-run)");
             return Ok(Done::ok().with("dry_run", true));
         }
-        let todo = plan.restores().count();
-        if todo > 0 && !cx.confirm(&format!("Restore {} now?", format::count(todo, "service"))).await? {
+        if let Some(question) = question(&plan)
+            && !cx.confirm(&question).await?
+        {
             return Ok(Done::ok().with("confirmed", false));
         }
         let done = session.engine.recover(&plan, cx.interrupt.graceful()).await?;
-        if !cx.ui.is_json() && !done.steps.is_empty() {
+        if !cx.ui.is_json() && !done.steps.is_empty() && plan.restores().count() > 0 {
             cx.ui.product(&outcome(&plan, &done));
         }
         let kept: Vec<&str> = plan
@@ -105,6 +106,17 @@ impl Args {
     }
 }
 
+/// What is asked before anything is done; nothing if nothing is to be done.
+fn question(plan: &RecoveryPlan) -> Option<String> {
+    let restores = plan.restores().count();
+    let starts = plan.stack.as_ref().map_or(0, |s| s.starts.len());
+    match (restores, starts) {
+        (0, 0) => None,
+        (0, n) => Some(format!("Start {} now?", format::count(n, "application"))),
+        (n, _) => Some(format!("Restore {} now?", format::count(n, "service"))),
+    }
+}
+
 fn read(file: &Path) -> Result<RecoveryPlan, CliError> {
     let unreadable = |e: &(dyn std::error::Error + 'static)| {
         CliError::usage(format!("`{}` is no plan of this program", file.display())).because(e)
@@ -117,8 +129,8 @@ fn write(file: &Path, plan: &RecoveryPlan) -> Result<(), CliError> {
     let failed = |e: &(dyn std::error::Error + 'static)| {
         CliError::failed(format!("cannot write the plan to `{}`", file.display())).because(e)
     };
-    let text = serde_json::to_vec_pretty(plan).map_err(|e| failed(&e))?;
-    std::fs::write(file, text).map_err(|e| failed(&e))
+    let text = serde_json::to_string_pretty(plan).map_err(|e| failed(&e))?;
+    crate::write::replace(file, &text).map_err(|e| failed(&e))
 }
 
 /// Prints the plan.
@@ -141,6 +153,13 @@ fn show(cx: &Context, plan: &RecoveryPlan) {
         None => ", in a time that was not measured yet".to_owned(),
     };
     let mut out = vec![paint(BOLD, &format!("recover {todo} of {}{time}", format::count(all, "service")))];
+    let stack = plan.stack.clone().unwrap_or_default();
+    if let Some(why) = &stack.unknown {
+        out.push(format!("{} {why}", paint(YELLOW, "the stack is not known yet:")));
+    }
+    if !stack.stops.is_empty() {
+        out.push(format!("first stop {}: they use the services", stack.stops.join(", ")));
+    }
     for service in &plan.services {
         out.push(String::new());
         match &service.action {
@@ -160,6 +179,10 @@ fn show(cx: &Context, plan: &RecoveryPlan) {
                 ));
             }
         }
+    }
+    if !stack.starts.is_empty() {
+        out.push(String::new());
+        out.push(format!("last, if all are back, start {}", stack.starts.join(", ")));
     }
     cx.ui.product(&out.join("\n"));
 }
@@ -182,6 +205,7 @@ fn steps(service: &ServiceRecovery, restore: &PlannedRestore, now: DateTime<Utc>
         ),
     ];
     out.extend(restore.passed_over.iter().map(|line| format!("  {} {line}", paint(YELLOW, "not taken:"))));
+    out.extend(restore.warnings.iter().map(|line| format!("  {} {line}", paint(YELLOW, "mind:"))));
     out.extend(restore.steps.iter().enumerate().map(|(n, step)| format!("  {}. {step}", n + 1)));
     out.extend(restore::replaced(&restore.replaces, restore.as_of, now));
     out.extend(

@@ -9,13 +9,15 @@ use chrono::{DateTime, Utc};
 use serde_json::json;
 
 use super::list;
-use crate::context::{Context, Done};
+use crate::context::{Context, Done, Session};
 use crate::error::CliError;
 use crate::exit_code;
 use crate::format;
 use crate::moment::{AT_HELP, At};
 use crate::render::report;
 use crate::ui::{BOLD, YELLOW, paint};
+
+mod wizard;
 
 /// Restore a service, over what is there or elsewhere
 ///
@@ -24,6 +26,7 @@ use crate::ui::{BOLD, YELLOW, paint};
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
+  backup restore                                  asks: which service, which backup, where to
   backup restore redis --dry-run                  what it would do; changes nothing
   backup restore redis                            over the live service, after a question
   backup restore files --to ./out                 into a new directory
@@ -31,8 +34,8 @@ Examples:
 
 Exit codes: 0 restored · 1 failed, the old data is live · 2 it needs --yes, or wrong usage")]
 pub(crate) struct Args {
-    /// The service
-    service: ServiceName,
+    /// The service; who leaves it out on a terminal is asked
+    service: Option<ServiceName>,
 
     #[arg(long, value_name = "WHEN", help = AT_HELP)]
     at: Option<At>,
@@ -57,13 +60,10 @@ pub(crate) struct Args {
 impl Args {
     pub(crate) async fn run(&self, cx: &Context) -> Result<Done, CliError> {
         let session = cx.session().await?;
-        session.check_services([&self.service])?;
-        let mut request = RestoreRequest::new(self.service.clone());
-        request.selector = self.selector()?;
-        request.interval.clone_from(&self.interval);
-        // Collecting the components drops `./`.
-        request.to = self.to.as_ref().map(|dir| cx.dir.join(dir).components().collect());
-        request.force = self.force;
+        let Some(request) = self.request(cx, &session).await? else {
+            return Ok(Done::ok().with("confirmed", false));
+        };
+        let (service, elsewhere) = (request.service.clone(), request.to.is_some());
         let mut preview = session.engine.plan_restore(&request).await?;
         show(cx, &preview);
         if self.dry_run {
@@ -71,36 +71,55 @@ impl Args {
             return Ok(Done::ok().with("dry_run", true));
         }
         // Elsewhere nothing can be lost.
-        if self.to.is_none() && !cx.confirm(&format!("Restore `{}` now?", self.service)).await? {
+        if !elsewhere && !cx.confirm(&format!("Restore `{service}` now?")).await? {
             return Ok(Done::ok().with("confirmed", false));
         }
         preview.request.cancel = cx.interrupt.graceful();
-        #[cfg(feature = "full")]
-        {
-            preview.request.secrets_then =
-                crate::secrets::then::secrets(&session.engine, preview.metadata.timestamp).await;
-        }
         let report = session.engine.restore(&preview).await?;
         let done = report::conclude(cx, &report, "restored");
-        let undo = session.plan().service(self.service.as_str())?.adapter.capabilities().undo;
-        if done.code == exit_code::OK && self.to.is_none() && undo && !preview.plan.replaces.is_empty() {
+        let undo = session.plan().service(service.as_str())?.adapter.capabilities().undo;
+        if done.code == exit_code::OK && !elsewhere && undo && !preview.plan.replaces.is_empty() {
             cx.ui.note(&format!(
-                "to go back: backup undo {0}; when all is well: backup cleanup {0}",
-                self.service
+                "to go back: backup undo {service}; when all is well: backup cleanup {service}"
             ));
         }
         Ok(done)
     }
 
-    fn selector(&self) -> Result<Selector, CliError> {
+    /// What was asked for on the command line, or else of a person.
+    async fn request(&self, cx: &Context, session: &Session) -> Result<Option<RestoreRequest>, CliError> {
+        let Some(service) = &self.service else {
+            if self.at.is_some() || self.interval.is_some() || self.to.is_some() {
+                return Err(CliError::usage("which service?").hint("name it: `backup restore SERVICE …`"));
+            }
+            let Some(chosen) = wizard::ask(cx, session).await? else {
+                cx.ui.note("nothing was changed");
+                return Ok(None);
+            };
+            let mut request = RestoreRequest::new(chosen.service);
+            request.selector = chosen.selector;
+            request.to = chosen.to;
+            request.force = self.force || chosen.doubtful;
+            return Ok(Some(request));
+        };
+        session.check_services([service])?;
+        let mut request = RestoreRequest::new(service.clone());
+        request.selector = self.selector(service)?;
+        request.interval.clone_from(&self.interval);
+        // Collecting the components drops `./`.
+        request.to = self.to.as_ref().map(|dir| cx.dir.join(dir).components().collect());
+        request.force = self.force;
+        Ok(Some(request))
+    }
+
+    fn selector(&self, service: &ServiceName) -> Result<Selector, CliError> {
         match &self.at {
             None => Ok(Selector::Newest),
             Some(At::Moment(at)) => Ok(Selector::At(*at)),
-            Some(At::Exactly(id)) if id.service == self.service => Ok(Selector::Exactly(id.clone())),
-            Some(At::Exactly(id)) => Err(CliError::usage(format!(
-                "{id} is a backup of `{}`, not of `{}`",
-                id.service, self.service
-            ))),
+            Some(At::Exactly(id)) if id.service == *service => Ok(Selector::Exactly(id.clone())),
+            Some(At::Exactly(id)) => {
+                Err(CliError::usage(format!("{id} is a backup of `{}`, not of `{service}`", id.service)))
+            }
         }
     }
 }

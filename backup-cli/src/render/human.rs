@@ -145,6 +145,26 @@ impl EventSink for HumanEvents {
                     self.ui.error(&crate::error::CliError::failed(about(Some(&service), &error)));
                 }
             }
+            Event::PartFinished { part, kind, outcome: result, ms, error, last_lines } => {
+                let width = self.state.lock().unwrap_or_else(PoisonError::into_inner).width;
+                let word = match (result, kind.as_str()) {
+                    (Outcome::Ok, "stop") => paint(DIM, &format!("{:9}", "stopped")),
+                    (Outcome::Ok, _) => paint(GREEN, &format!("{:9}", "started")),
+                    (result, _) => {
+                        let (word, colour) = outcome(result);
+                        paint(colour, &format!("{word:9}"))
+                    }
+                };
+                if !self.ui.is_quiet() {
+                    self.ui.product(&format!("{part:width$}  {word}  {}", format::millis(ms)));
+                }
+                if let Some(error) = error.filter(|_| result != Outcome::Cancelled) {
+                    self.ui.error(&crate::error::CliError::failed(format!("{part}: {error}")));
+                    for line in last_lines {
+                        self.ui.note(&format!("{part} wrote: {line}"));
+                    }
+                }
+            }
             // What retention did is told with the report, `RunFinished` by the verb itself.
             _ => {}
         }

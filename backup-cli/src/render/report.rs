@@ -21,6 +21,11 @@ pub(crate) fn conclude(cx: &Context, report: &RunReport, done: &str) -> Done {
     names.dedup();
     let names = names.into_iter().map(ServiceName::as_str).collect::<Vec<_>>().join(", ");
     let all = report.steps.len();
+    let late = report.parts.iter().filter(|p| p.outcome != Outcome::Ok).map(|p| p.part.as_str());
+    let late: Vec<&str> = late.collect();
+    if !late.is_empty() {
+        cx.ui.note(&format!("does not run: {}", late.join(", ")));
+    }
     match (safe.len(), bad.len()) {
         (0, 0) => cx.ui.note("nothing was selected"),
         (n, 0) => cx.ui.note(&format!("{} {done} in {took}", format::count(n, "service"))),
@@ -35,11 +40,12 @@ pub(crate) fn conclude(cx: &Context, report: &RunReport, done: &str) -> Done {
 
 /// The summary line of a report.
 pub(crate) fn summary(report: &RunReport, code: u8) -> Done {
-    Done::code(code)
+    let done = Done::code(code)
         .with("verb", &report.verb)
         .with("run_id", &report.run_id)
         .with("outcome", report.outcome())
         .with("started_at", report.started_at)
         .with("finished_at", report.finished_at)
-        .with("steps", &report.steps)
+        .with("steps", &report.steps);
+    if report.parts.is_empty() { done } else { done.with("parts", &report.parts) }
 }

@@ -4,13 +4,26 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use async_trait::async_trait;
 use backup_adapters::env::{self, DotenvFile};
 use backup_core::engine::Selector;
 use backup_core::{
-    AdapterConfig, AdapterError, ConfigError, Engine, Secret, SecretRef, SecretResolver, Timestamp,
+    AdapterConfig, AdapterError, ConfigError, Engine, Secret, SecretHistory, SecretRef, SecretResolver,
+    Timestamp,
 };
 
 use super::dotenv;
+
+/// Reads them when a restore asks.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Past;
+
+#[async_trait]
+impl SecretHistory for Past {
+    async fn at(&self, engine: &Engine, at: Timestamp) -> Option<Arc<dyn SecretResolver>> {
+        secrets(engine, at).await
+    }
+}
 
 /// Knows the files of one moment.
 #[derive(Debug)]
@@ -18,7 +31,7 @@ struct Then(Vec<DotenvFile>);
 
 /// What dotenv files said at `at`, as far as services of the kind `env` have them. `None` if there are none: nobody has to
 /// back them up, and a restore must not fail because of that.
-pub(crate) async fn secrets(engine: &Engine, at: Timestamp) -> Option<Arc<dyn SecretResolver>> {
+async fn secrets(engine: &Engine, at: Timestamp) -> Option<Arc<dyn SecretResolver>> {
     let mut files = Vec::new();
     for service in engine.plan().services.values().filter(|s| s.adapter.kind() == env::EnvConfig::KIND) {
         let read = async {

@@ -10,8 +10,8 @@ use serde::de::IgnoredAny;
 use super::explain::{quoted_key, read_table};
 use super::values::{Keep, Size, Span};
 use super::{
-    Config, DEFAULT_COMPRESSION_LEVEL, Guard, IntervalConfig, Limits, SERVICE_KEYS, ServiceConfig,
-    StoreConfig,
+    ComposeConfig, Config, DEFAULT_COMPRESSION_LEVEL, Guard, IntervalConfig, Limits, SERVICE_KEYS,
+    ServiceConfig, StoreConfig,
 };
 use crate::error::ConfigError;
 use crate::id::{Interval, ServiceName};
@@ -33,6 +33,23 @@ struct RawConfig {
     compression: RawCompression,
     #[serde(default)]
     guard: RawGuard,
+    compose: Option<RawCompose>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawCompose {
+    file: OneOrMany,
+    project: Option<String>,
+    env_file: Option<PathBuf>,
+    docker: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "a path, or a list of paths")]
+enum OneOrMany {
+    One(PathBuf),
+    Many(Vec<PathBuf>),
 }
 
 #[derive(Deserialize)]
@@ -130,6 +147,7 @@ pub(super) fn read(table: toml::Table) -> Result<Config, ConfigError> {
         limits: limits(&raw.limits)?,
         compression_level: compression_level(&raw.compression)?,
         guard: guard(&raw.guard)?,
+        compose: raw.compose.map(compose).transpose()?,
     })
 }
 
@@ -231,6 +249,28 @@ fn guard(raw: &RawGuard) -> Result<Guard, ConfigError> {
             .hint("`enabled = false` switches the guard off"));
     }
     Ok(Guard { enabled: raw.enabled.unwrap_or(default.enabled), ratio })
+}
+
+fn compose(raw: RawCompose) -> Result<ComposeConfig, ConfigError> {
+    let files = match raw.file {
+        OneOrMany::One(file) => vec![file],
+        OneOrMany::Many(files) => files,
+    };
+    if files.is_empty() || files.iter().any(|f| f.as_os_str().is_empty()) {
+        return Err(ConfigError::new("no file is named")
+            .at("compose.file")
+            .hint("write the path of the Compose file, or a list of paths in Compose's order"));
+    }
+    // What Compose takes for one; anything else would be an option or another project.
+    let fits = |name: &String| {
+        name.starts_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit())
+            && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "_-".contains(c))
+    };
+    if let Some(project) = raw.project.iter().find(|name| !fits(name)) {
+        let message = format!("`{}` is no name of a project", project.escape_debug());
+        return Err(ConfigError::new(message).at("compose.project").hint("use a-z, 0-9, - and _"));
+    }
+    Ok(ComposeConfig { files, project: raw.project, env_file: raw.env_file, docker: raw.docker })
 }
 
 /// Refuses what is reserved, rather than to ignore that the user relies on it.

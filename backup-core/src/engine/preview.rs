@@ -1,7 +1,6 @@
 //! What a restore would do: which backup, onto what, with which room. Nothing is changed.
 
 use std::path::{Component, Path, PathBuf};
-use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
@@ -13,7 +12,6 @@ use crate::error::{BackupError, Stage};
 use crate::id::{Interval, ServiceName, Timestamp};
 use crate::keep_aside;
 use crate::metadata::Metadata;
-use crate::secret::SecretResolver;
 
 /// What to restore.
 #[derive(Debug, Clone)]
@@ -30,8 +28,6 @@ pub struct RestoreRequest {
     pub force: bool,
     /// Ends it early. Once it went live, it is completed.
     pub cancel: CancellationToken,
-    /// Secrets as they were when that backup was made: see [`OpContext::secrets_then`](crate::OpContext::secrets_then).
-    pub secrets_then: Option<Arc<dyn SecretResolver>>,
 }
 
 impl RestoreRequest {
@@ -39,7 +35,7 @@ impl RestoreRequest {
     #[must_use]
     pub fn new(service: ServiceName) -> Self {
         let (selector, cancel) = (Selector::Newest, CancellationToken::new());
-        Self { service, selector, interval: None, to: None, force: false, cancel, secrets_then: None }
+        Self { service, selector, interval: None, to: None, force: false, cancel }
     }
 }
 
@@ -66,10 +62,25 @@ impl Engine {
     /// # Errors
     /// [`BackupError::Refused`] if there is no such backup or not enough room; the adapter's doubts.
     pub async fn plan_restore(&self, request: &RestoreRequest) -> Result<RestorePreview, BackupError> {
-        let inner = &self.inner;
-        let service = inner.service(&request.service)?;
+        let chosen = self.inner.choose_restorable(request).await?;
+        self.inner.preview(request, chosen).await
+    }
+}
+
+/// A backup that may be restored.
+#[derive(Debug, Clone)]
+pub(super) struct Chosen {
+    pub(super) entry: Entry,
+    pub(super) metadata: Metadata,
+    pub(super) passed_over: Vec<String>,
+}
+
+impl Inner {
+    /// Chooses the backup, as far as that needs no look at the service.
+    pub(super) async fn choose_restorable(&self, request: &RestoreRequest) -> Result<Chosen, BackupError> {
+        let service = self.service(&request.service)?;
         let Choice { entry, passed_over } =
-            inner.choose(&request.service, request.interval.as_ref(), &request.selector).await?;
+            self.choose(&request.service, request.interval.as_ref(), &request.selector).await?;
         let acceptable = match &entry.state {
             BackupState::Good => true,
             BackupState::Suspect | BackupState::Damaged { .. } => request.force,
@@ -89,9 +100,9 @@ impl Engine {
         let metadata = match entry.state {
             BackupState::Legacy => {
                 let cancel = request.cancel.child_token();
-                inner.plan_legacy(service, &entry.id, request.force, cancel).await?
+                self.plan_legacy(service, &entry.id, request.force, cancel).await?
             }
-            _ => inner.catalog.metadata(&entry.id).await?,
+            _ => self.catalog.metadata(&entry.id).await?,
         };
         if metadata.adapter != service.adapter.kind() {
             return Err(BackupError::Refused(format!(
@@ -102,28 +113,36 @@ impl Engine {
                 service.adapter.kind()
             )));
         }
+        Ok(Chosen { entry, metadata, passed_over })
+    }
+
+    /// Finds out what restoring a chosen backup would do.
+    pub(super) async fn preview(
+        &self,
+        request: &RestoreRequest,
+        Chosen { entry, metadata, passed_over }: Chosen,
+    ) -> Result<RestorePreview, BackupError> {
+        let service = self.service(&request.service)?;
         let target = match &request.to {
             Some(dir) => RestoreTarget::Dir(dir.clone()),
             None => RestoreTarget::Live,
         };
         if let Some(dir) = &request.to {
-            inner.refuse_own(dir)?;
+            self.refuse_own(dir)?;
         }
-        let run = inner.quiet_run("restore", request.cancel.child_token())?;
-        let at = Inner::restore_moment(inner.now(), &inner.state.restores(&request.service)?);
-        let mut cx = inner.context(&run, service, at, deadline(service.timeout))?;
+        let run = self.quiet_run("restore", request.cancel.child_token())?;
+        let at = Self::restore_moment(self.now(), &self.state.restores(&request.service)?);
+        let mut cx = self.context(&run, service, at, deadline(service.timeout))?;
         cx.force = request.force;
         let plan = service
             .adapter
             .plan_restore(&cx, &metadata, &target)
             .await
             .map_err(|e| super::capture::adapter_error(service, Stage::PlanRestore, e))?;
-        inner.check_space(&plan)?;
+        self.check_space(&plan)?;
         Ok(RestorePreview { request: request.clone(), entry, metadata, passed_over, plan, at })
     }
-}
 
-impl Inner {
     /// Refuses to restore into a store, where the result would look like a service, or into the state directory.
     fn refuse_own(&self, dir: &Path) -> Result<(), BackupError> {
         let failed = |source| BackupError::State { what: format!("resolving `{}`", dir.display()), source };

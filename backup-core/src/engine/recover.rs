@@ -1,9 +1,12 @@
 //! `recover`: the whole host. A plan first, as data, which says what would be done to each service and how long that would
 //! take; then the same plan, executed.
 
+mod around;
 mod plan;
 mod predict;
 mod run;
+
+pub(super) use predict::critical_path;
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -40,11 +43,25 @@ pub struct RecoveryPlan {
     pub request: RecoveryRequest,
     /// The services, in an order in which they can be done one after the other.
     pub services: Vec<ServiceRecovery>,
+    /// What is done to the rest of the stack; `None` if none is configured.
+    #[serde(default)]
+    pub stack: Option<StackSteps>,
     /// How many are done at once.
     pub parallel: usize,
     /// How long all of it will take, in ms: along `after`, and no more at once than `parallel`. `None` if one of them was
     /// never measured.
     pub predicted_ms: Option<u64>,
+}
+
+/// What a recovery does to the parts of a stack that no service runs in: applications, which use the services.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StackSteps {
+    /// Those that run, and are stopped before anything is restored: nobody shall write to half a host.
+    pub stops: Vec<String>,
+    /// Those that are started last, if every service came back.
+    pub starts: Vec<String>,
+    /// Why the parts are not known yet, e.g. because a file is missing that is restored first.
+    pub unknown: Option<String>,
 }
 
 /// What is to be done to one service.
@@ -101,6 +118,15 @@ pub struct PlannedRestore {
     pub stored_bytes: u64,
     /// What is done, in order.
     pub steps: Vec<String>,
+    /// Whether what is there is looked at again before: nobody could tell when the plan was made.
+    #[serde(default)]
+    pub looks_again: bool,
+    /// The part of the stack that is made or started for it.
+    #[serde(default)]
+    pub starts: Option<String>,
+    /// What an operator should know before, one line each.
+    #[serde(default)]
+    pub warnings: Vec<String>,
     /// What is replaced, and kept aside.
     pub replaces: Vec<Replaced>,
     /// Free space that it needs.
@@ -125,6 +151,17 @@ pub struct Prediction {
     pub ms: u64,
     /// What it is concluded from.
     pub from: String,
+}
+
+/// A restore into scratch of the past.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScratchRestore {
+    /// When it was done.
+    pub at: Timestamp,
+    /// How long it took, in ms.
+    pub ms: u64,
+    /// How much it was, before compression.
+    pub plain_bytes: u64,
 }
 
 impl RecoveryPlan {
@@ -157,19 +194,29 @@ impl RecoveryPlan {
         out.extend(
             now.services.iter().filter(|s| !known(&s.service)).map(|s| format!("{}: it is new", s.service)),
         );
+        let stopped = |plan: &Self| plan.stack.as_ref().map(|s| s.stops.clone()).unwrap_or_default();
+        let (then, now) = (stopped(self), stopped(now));
+        out.extend(
+            now.iter().filter(|p| !then.contains(p)).map(|p| format!("{p}: it runs, and would be stopped")),
+        );
         out
     }
 }
 
 impl RecoveryAction {
+    fn restores(&self) -> bool {
+        matches!(self, Self::Restore(_))
+    }
+
     /// What counts when two plans are compared: not times, sizes or free space.
     fn gist(&self) -> String {
         match self {
             Self::Restore(restore) => {
                 let replaced: Vec<&str> = restore.replaces.iter().map(|r| r.what.as_str()).collect();
-                match replaced.as_slice() {
-                    [] => format!("{} is restored", restore.backup),
-                    all => format!("{} is restored in place of {}", restore.backup, all.join(", ")),
+                match (replaced.as_slice(), &restore.starts) {
+                    ([], Some(part)) => format!("{} is restored into `{part}`, made anew", restore.backup),
+                    ([], None) => format!("{} is restored", restore.backup),
+                    (all, _) => format!("{} is restored in place of {}", restore.backup, all.join(", ")),
                 }
             }
             Self::Skip { .. } => "it is left alone".to_owned(),

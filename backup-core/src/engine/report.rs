@@ -25,6 +25,24 @@ pub struct RunReport {
     pub finished_at: DateTime<Utc>,
     /// What it did, in the order in which it ended.
     pub steps: Vec<StepReport>,
+    /// What it did to the parts of the host's [`Stack`](crate::Stack), in that order, too.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub parts: Vec<PartReport>,
+}
+
+/// What was done to a part of the host's stack.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartReport {
+    /// The part.
+    pub part: String,
+    /// What was done: `start`, `stop`.
+    pub kind: String,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Duration in ms: of a start until it works.
+    pub ms: u64,
+    /// The error's chain, one line.
+    pub error: Option<String>,
 }
 
 /// What was done to one backup or service.
@@ -44,11 +62,26 @@ pub struct StepReport {
     pub stored_bytes: u64,
     /// Duration in ms.
     pub ms: u64,
+    /// Of a recovery: what the restore alone took of it, without what had to be started before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restore_ms: Option<u64>,
+    /// What of that took how long, where that was measured.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub phases: Vec<PhaseReport>,
     /// The error's chain, one line.
     pub error: Option<String>,
     /// What an operator should know, one line each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
+}
+
+/// A part of a step.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PhaseReport {
+    /// Which, in a word: `prepare`, `restore`, `verify`, `clean-up`.
+    pub phase: String,
+    /// Duration in ms.
+    pub ms: u64,
 }
 
 impl StepReport {
@@ -61,9 +94,17 @@ impl StepReport {
             plain_bytes: 0,
             stored_bytes: 0,
             ms: 0,
+            restore_ms: None,
+            phases: Vec::new(),
             error: None,
             notes: Vec::new(),
         }
+    }
+
+    /// Notes how long something took that began at `since`; gives the moment at which the next thing begins.
+    pub(super) fn phase(&mut self, phase: &str, since: tokio::time::Instant) -> tokio::time::Instant {
+        self.phases.push(PhaseReport { phase: phase.to_owned(), ms: millis(since) });
+        tokio::time::Instant::now()
     }
 
     /// Marks the step as failed with `error`.
@@ -101,13 +142,14 @@ impl RunReport {
             Outcome::Damaged => 5,
             Outcome::Cancelled => 6,
         };
-        self.steps.iter().map(|s| s.outcome).max_by_key(|o| rank(*o)).unwrap_or(Outcome::Skipped)
+        let all = self.steps.iter().map(|s| s.outcome).chain(self.parts.iter().map(|p| p.outcome));
+        all.max_by_key(|o| rank(*o)).unwrap_or(Outcome::Skipped)
     }
 
     /// Whether no step failed.
     #[must_use]
     pub fn is_ok(&self) -> bool {
-        self.steps.iter().all(StepReport::is_ok)
+        self.steps.iter().all(StepReport::is_ok) && self.parts.iter().all(|p| p.outcome == Outcome::Ok)
     }
 }
 
@@ -128,6 +170,16 @@ impl Inner {
     /// Puts the report together, writes it to the store and announces the end. A report that cannot be written is a
     /// warning: the work itself is done.
     pub(super) async fn finish(&self, run: &Run, steps: Vec<StepReport>) -> RunReport {
+        self.finish_with(run, steps, Vec::new()).await
+    }
+
+    /// The same after work on parts of the stack.
+    pub(super) async fn finish_with(
+        &self,
+        run: &Run,
+        steps: Vec<StepReport>,
+        parts: Vec<PartReport>,
+    ) -> RunReport {
         let finished_at = self.clock.now();
         let elapsed = chrono::TimeDelta::milliseconds(i64::try_from(millis(run.started)).unwrap_or(i64::MAX));
         let report = RunReport {
@@ -138,6 +190,7 @@ impl Inner {
             started_at: finished_at - elapsed,
             finished_at,
             steps,
+            parts,
         };
         if let Err(e) = self.catalog.write_report(&run.id, &report).await {
             self.warn(None, chain(&e));

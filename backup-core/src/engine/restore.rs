@@ -39,7 +39,9 @@ impl Engine {
         let preview = preview.clone();
         let task = self.inner.tasks.spawn(async move {
             let started = Instant::now();
-            let mut step = StepReport::new(&preview.request.service, "restore");
+            // How long one elsewhere takes says little about one of the live service.
+            let kind = if preview.request.to.is_some() { "restore-to" } else { "restore" };
+            let mut step = StepReport::new(&preview.request.service, kind);
             step.id = Some(preview.entry.id.clone());
             inner.events.emit(Event::ServiceStarted { service: step.service.clone(), id: step.id.clone() });
             if let Err(error) = inner.restore_service(&run, &preview, &mut step).await {
@@ -144,7 +146,9 @@ impl Inner {
         let at = Self::restore_moment(preview.at, &self.state.restores(name)?);
         let mut cx = self.context(run, service, at, deadline(service.timeout))?;
         cx.force = preview.request.force;
-        cx.secrets_then.clone_from(&preview.request.secrets_then);
+        if let (Some(history), RestoreTarget::Live) = (&self.history, &preview.plan.target) {
+            cx.secrets_then = history.at(&Engine { inner: Arc::clone(self) }, metadata.timestamp).await;
+        }
         let adapter = &service.adapter;
         let fail = |stage| move |e| super::capture::adapter_error(service, stage, e);
         let plan = adapter

@@ -108,7 +108,7 @@ impl Inner {
         Ok((chosen, listing.errors))
     }
 
-    async fn verify_one(
+    pub(super) async fn verify_one(
         self: &Arc<Self>,
         run: &Run,
         name: &ServiceName,
@@ -213,7 +213,7 @@ impl Inner {
             match level {
                 VerifyLevel::Stored => self.check_stored(&metadata).await,
                 VerifyLevel::Content => self.check_content(&cx, service, &metadata).await,
-                VerifyLevel::Restore => self.check_restore(run, &cx, service, metadata.clone()).await,
+                VerifyLevel::Restore => self.check_restore(run, &cx, service, metadata.clone(), step).await,
             }
         };
         tokio::select! {
@@ -243,7 +243,7 @@ impl Inner {
         tokio::select! {
             biased;
             () = cx.cancel.cancelled() => Err(BackupError::Cancelled),
-            result = self.check_restore(run, cx, service, metadata) => result,
+            result = self.check_restore(run, cx, service, metadata, step) => result,
         }
     }
 
@@ -291,6 +291,7 @@ impl Inner {
         cx: &OpContext,
         service: &PlannedService,
         metadata: Metadata,
+        step: &mut StepReport,
     ) -> Result<(), BackupError> {
         let adapter = &service.adapter;
         if !adapter.capabilities().restore_scratch {
@@ -299,6 +300,7 @@ impl Inner {
                 adapter.kind()
             )));
         }
+        let since = Instant::now();
         let id = metadata.id();
         // One run may verify many backups of a service: each has a scratch of its own, removed before the next.
         let dir = cx.spool.join(format!("scratch-{}-{}", id.interval, id.timestamp));
@@ -306,6 +308,8 @@ impl Inner {
         let fail = |stage| move |e| super::capture::adapter_error(service, stage, e);
         let plan = adapter.plan_restore(cx, &metadata, &target).await.map_err(fail(Stage::PlanRestore))?;
         self.check_space(&plan)?;
+        let since = step.phase("prepare", since);
+        self.phase(&service.name, "restoring into scratch");
         let source = self.restore_source(cx, Arc::new(metadata.clone()));
         let staged = adapter.stage(cx, &plan, &source).await.map_err(|e| {
             let artifact = metadata.artifacts.first();
@@ -314,6 +318,8 @@ impl Inner {
                 _ => fail(Stage::StageRestore)(e),
             }
         })?;
+        let since = step.phase("restore", since);
+        self.phase(&service.name, "comparing with the evidence");
         let probed = async {
             let switched = adapter.switch(cx, &plan, &staged).await.map_err(fail(Stage::Switch))?;
             let found = if adapter.capabilities().probe {
@@ -328,6 +334,8 @@ impl Inner {
             Ok((switched, found)) => (switched, contradictions(&metadata, &found)),
             Err(e) => (staged, Err(e)),
         };
+        let since = step.phase("verify", since);
+        self.phase(&service.name, "removing the scratch");
         if let Err(e) = adapter.discard(cx, &token).await {
             self.warn(Some(&service.name), chain(&fail(Stage::CleanUp)(e)));
         }
@@ -335,6 +343,7 @@ impl Inner {
         if let Ok(Err(e)) = removed {
             self.warn(Some(&service.name), format!("the scratch folder could not be removed: {e}"));
         }
+        step.phase("clean-up", since);
         result
     }
 

@@ -171,6 +171,9 @@ impl FakeAdapter {
             (failing.contains(&step), hanging.contains(&step), panicking.contains(&step))
         };
         assert!(!panics, "{step} panics, as the script says");
+        if self.state().script.missing && matches!(step, Step::Plan | Step::Probe) {
+            return Err(AdapterError::new(AdapterErrorKind::NotFound, "there is no such service"));
+        }
         if hangs {
             return Err(until_over(cx).await);
         }
@@ -315,6 +318,14 @@ impl ServiceAdapter for FakeAdapter {
         }))
     }
 
+    fn container(&self) -> Option<String> {
+        self.state().script.container.clone()
+    }
+
+    fn comes_first(&self) -> bool {
+        self.state().script.comes_first
+    }
+
     fn content_check(&self, _: &CheckPurpose, artifact: &ArtifactMeta) -> Option<Box<dyn ContentCheck>> {
         if artifact.attributes.contains_key(OLD) {
             return Some(script::old_check());
@@ -424,6 +435,11 @@ impl ServiceAdapter for FakeAdapter {
             RestoreTarget::Dir(dir) => script::read_dir(dir)?,
             RestoreTarget::Scratch(scratch) => script::read_dir(&scratch.dir)?,
         }))
+    }
+
+    async fn prove_writable(&self, cx: &OpContext) -> Result<bool, AdapterError> {
+        self.begin(cx, Step::ProveWritable, Call::ProveWritable).await?;
+        Ok(true)
     }
 
     async fn undo(&self, cx: &OpContext, switched: &StepToken) -> Result<StepToken, AdapterError> {

@@ -146,6 +146,6 @@ pub(super) fn name(container: &ContainerSummary) -> &str {
     own.map(|n| n.trim_start_matches('/')).or(container.id.as_deref()).unwrap_or_default()
 }
 
-fn label<'a>(container: &'a ContainerSummary, key: &str) -> &'a str {
+pub(super) fn label<'a>(container: &'a ContainerSummary, key: &str) -> &'a str {
     container.labels.as_ref().and_then(|l| l.get(key)).map_or("", String::as_str)
 }

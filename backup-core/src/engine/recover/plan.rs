@@ -2,29 +2,40 @@
 
 use std::time::Duration;
 
+use futures::{StreamExt, stream};
 use tokio_util::sync::CancellationToken;
 
+use super::around::Around;
 use super::predict::{History, in_all};
 use super::{
     PlannedRestore, RECOVERY_FORMAT, RecoveryAction, RecoveryPlan, RecoveryRequest, ServiceRecovery, Verified,
 };
 use crate::adapter::RestoreTarget;
 use crate::catalog::{BackupState, Entry, Filter};
+use crate::engine::preview::Chosen;
 use crate::engine::{Engine, Inner, RestorePreview, RestoreRequest, Selector, deadline};
-use crate::error::{BackupError, chain};
-use crate::id::ServiceName;
-use crate::metadata::Evidence;
+use crate::error::{AdapterErrorKind, BackupError, chain};
+use crate::id::{ServiceName, Timestamp};
+use crate::metadata::{Evidence, Metadata};
 use crate::plan::PlannedService;
+use crate::stack::{Part, PartState};
 use crate::state::{RestoreJournal, RestorePhase};
 
 /// How long a service may take to say what it holds.
 const LOOK: Duration = Duration::from_secs(60);
+
+/// How many services are looked at at once.
+const LOOKS: usize = 8;
 
 /// How a service was found.
 #[derive(Debug)]
 enum Found {
     /// Its restore.
     Lost(Box<RestorePreview>),
+    /// A backup of it, while there is nothing that could be asked what restoring it would do.
+    Absent(Box<Chosen>),
+    /// A backup of it, and why it could not be asked.
+    Unknown(Box<Chosen>, BackupError),
     /// What it holds.
     Holds(String),
 }
@@ -43,39 +54,68 @@ impl Engine {
     /// # Errors
     /// [`BackupError::Config`] for an unknown service.
     pub async fn plan_recovery(&self, request: &RecoveryRequest) -> Result<RecoveryPlan, BackupError> {
-        self.make_recovery(request).await.map(|made| made.plan)
+        self.inner.make_recovery(request).await.map(|made| made.plan)
     }
+}
 
+impl Inner {
     pub(super) async fn make_recovery(&self, request: &RecoveryRequest) -> Result<Made, BackupError> {
-        let inner = &self.inner;
         for name in &request.overwrite {
-            inner.service(name)?;
+            self.service(name)?;
         }
-        let mut names = inner.services_or_all(&request.services)?;
-        // One that is named is meant, even if it takes part in no runs.
-        names.retain(|n| {
-            !request.services.is_empty() || inner.plan.services.get(n).is_some_and(|s| s.enabled)
-        });
-        let names = inner.in_turn(&names);
-        let history = inner.history().await;
-        let mut made = Made {
-            plan: RecoveryPlan {
-                format: RECOVERY_FORMAT,
-                store_id: inner.catalog.store_id().to_owned(),
-                made_at: inner.clock.now(),
-                request: request.clone(),
-                services: Vec::new(),
-                parallel: inner.parallel(),
-                predicted_ms: None,
-            },
-            previews: Vec::new(),
+        let names = self.recovered(&request.services)?;
+        let (history, around) = (self.history().await, self.around().await);
+        let found: Vec<_> = stream::iter(&names)
+            .map(|name| self.plan_one(request, name, around.as_ref()))
+            .buffered(LOOKS)
+            .collect()
+            .await;
+        let mut plan = RecoveryPlan {
+            format: RECOVERY_FORMAT,
+            store_id: self.catalog.store_id().to_owned(),
+            made_at: self.clock.now(),
+            request: request.clone(),
+            services: Vec::new(),
+            stack: None,
+            parallel: self.parallel(),
+            predicted_ms: None,
         };
-        for name in &names {
-            let service = inner.service(name)?;
-            let action = match self.plan_one(request, service).await {
+        // How the stack is may be known only when the files are back that it is made from.
+        let first_lost = names
+            .iter()
+            .zip(&found)
+            .any(|(n, f)| self.is_first(n, &names) && matches!(f, Ok(Found::Lost(_))));
+        let guesses = around.as_ref().is_some_and(|a| a.unknown.is_some() || first_lost);
+        let mut previews = Vec::new();
+        for (name, found) in names.iter().zip(found) {
+            let service = self.service(name)?;
+            let part = around.as_ref().and_then(|a| a.part_of(service));
+            let first_lost = first_lost && !self.is_first(name, &names);
+            let action = match found {
                 Ok(Found::Lost(preview)) => {
-                    let planned = planned(&preview, &history);
-                    made.previews.push(*preview);
+                    let RestorePreview { entry, metadata, passed_over, plan, .. } = &*preview;
+                    let mut planned = planned(entry, metadata, passed_over, &history);
+                    planned.steps.clone_from(&plan.steps);
+                    planned.replaces.clone_from(&plan.replaces);
+                    planned.space.clone_from(&plan.space);
+                    previews.push(*preview);
+                    RecoveryAction::Restore(Box::new(planned))
+                }
+                Ok(Found::Unknown(_, e)) if !(first_lost || guesses && is_missing(&e, service)) => {
+                    RecoveryAction::Blocked { why: chain(&e) }
+                }
+                Ok(Found::Unknown(chosen, e)) if !is_missing(&e, service) => {
+                    let Chosen { entry, metadata, passed_over } = &*chosen;
+                    let mut planned = planned(entry, metadata, passed_over, &history);
+                    planned.looks_again = true;
+                    planned.steps =
+                        vec![format!("look again: now {}", chain(&e)), UNLESS_IT_HOLDS_DATA.to_owned()];
+                    RecoveryAction::Restore(Box::new(planned))
+                }
+                Ok(Found::Absent(chosen) | Found::Unknown(chosen, _)) => {
+                    let Chosen { entry, metadata, passed_over } = &*chosen;
+                    let mut planned = planned(entry, metadata, passed_over, &history);
+                    absent(&mut planned, metadata, service, part, &history);
                     RecoveryAction::Restore(Box::new(planned))
                 }
                 Ok(Found::Holds(what)) => RecoveryAction::Skip {
@@ -85,54 +125,105 @@ impl Engine {
                 },
                 Err(e) => RecoveryAction::Blocked { why: chain(&e) },
             };
-            made.plan.services.push(ServiceRecovery {
+            let mut after: Vec<ServiceName> = self.waits_for(name, &names).cloned().collect();
+            if !self.is_first(name, &names) {
+                let before = plan.services.iter().filter(|s| s.action.restores());
+                let before = before.map(|s| &s.service).filter(|n| self.is_first(n, &names));
+                after.extend(before.filter(|n| !after.contains(n)).cloned().collect::<Vec<_>>());
+            }
+            plan.services.push(ServiceRecovery {
                 service: name.clone(),
                 kind: service.kind.clone(),
-                after: inner.waits_for(name, &names).cloned().collect(),
+                after,
                 target_ms: service.rto.map(|rto| u64::try_from(rto.as_millis()).unwrap_or(u64::MAX)),
                 action,
             });
         }
-        made.plan.predicted_ms = in_all(&made.plan.services, made.plan.parallel);
-        Ok(made)
+        let restores = plan.restores().count() > 0;
+        plan.stack = around.as_ref().map(|a| a.steps(self, request.services.is_empty(), restores));
+        plan.predicted_ms = in_all(&plan.services, plan.parallel);
+        Ok(Made { plan, previews })
+    }
+
+    /// The services that a recovery is about, in an order in which they can be done.
+    pub(in crate::engine) fn recovered(
+        &self,
+        wanted: &[ServiceName],
+    ) -> Result<Vec<ServiceName>, BackupError> {
+        let mut names = self.services_or_all(wanted)?;
+        // One that is named is meant, even if it takes part in no runs.
+        names.retain(|n| !wanted.is_empty() || self.plan.services.get(n).is_some_and(|s| s.enabled));
+        Ok(self.in_turn(&names))
     }
 
     /// What restoring a service would do, or why it is to be left alone.
     async fn plan_one(
         &self,
         request: &RecoveryRequest,
-        service: &PlannedService,
+        name: &ServiceName,
+        around: Option<&Around>,
     ) -> Result<Found, BackupError> {
+        let service = self.service(name)?;
+        let part = around.and_then(|a| a.part_of(service));
+        let down = part.is_some_and(|p| !p.state.runs());
         // What a restore that was cut short has left is not certain to be whole: it is made again, and finished by that.
         let half = |j: &RestoreJournal| matches!(j.phase, RestorePhase::Switching | RestorePhase::Undoing);
-        let overwrite = request.overwrite.contains(&service.name)
-            || self.inner.state.restores(&service.name)?.iter().any(half);
-        let (selector, evidence) = self.inner.choose_for_recovery(request, service).await?;
+        let overwrite = request.overwrite.contains(name) || self.state.restores(name)?.iter().any(half);
+        let (selector, evidence) = self.choose_for_recovery(request.at, service).await?;
         // Why it could not be restored does not matter if it need not be.
         if let Some(evidence) = &evidence
             && !overwrite
-            && let Some(what) = self.inner.holds(service, evidence).await
+            && !down
+            && let Some(what) = self.holds(service, evidence).await
         {
             return Ok(Found::Holds(what));
         }
-        let restore = RestoreRequest { selector, ..RestoreRequest::new(service.name.clone()) };
-        let preview = self.plan_restore(&restore).await?;
+        let restore = RestoreRequest { selector, ..RestoreRequest::new(name.clone()) };
+        let chosen = self.choose_restorable(&restore).await?;
+        if down {
+            return Ok(Found::Absent(Box::new(chosen)));
+        }
         if evidence.is_none()
             && !overwrite
-            && let Some(what) = self.inner.holds(service, &preview.metadata.evidence).await
+            && let Some(what) = self.holds(service, &chosen.metadata.evidence).await
         {
             return Ok(Found::Holds(what));
         }
-        Ok(Found::Lost(Box::new(preview)))
+        match self.preview(&restore, chosen.clone()).await {
+            Ok(preview) => Ok(Found::Lost(Box::new(preview))),
+            Err(e @ BackupError::Adapter { .. }) => Ok(Found::Unknown(Box::new(chosen), e)),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// What restoring a service would do, now that it can be asked.
+    pub(super) async fn plan_present(
+        &self,
+        request: &RecoveryRequest,
+        name: &ServiceName,
+    ) -> Result<Result<RestorePreview, String>, BackupError> {
+        match self.plan_one(request, name, None).await? {
+            Found::Lost(preview) => Ok(Ok(*preview)),
+            Found::Holds(what) => Ok(Err(what)),
+            Found::Unknown(_, e) => Err(e),
+            Found::Absent(_) => Err(BackupError::Refused("it is not there".to_owned())),
+        }
+    }
+
+    /// Whether a service is recovered before all others: they read what it restores, and it waits for none of them.
+    pub(super) fn is_first(&self, name: &ServiceName, names: &[ServiceName]) -> bool {
+        let first = self.plan.services.get(name).is_some_and(|s| s.adapter.comes_first());
+        first && self.waits_for(name, names).all(|other| self.is_first(other, names))
     }
 }
 
 impl Inner {
-    /// `names` in an order in which none comes before one that it waits for; else by name.
+    /// `names` in an order in which none comes before one that it waits for; else those that come first, and then by name.
     fn in_turn(&self, names: &[ServiceName]) -> Vec<ServiceName> {
         let mut sorted: Vec<ServiceName> = names.to_vec();
         sorted.sort();
         sorted.dedup();
+        sorted.sort_by_key(|n| !self.is_first(n, names));
         let mut out: Vec<ServiceName> = Vec::new();
         while let Some(at) = sorted.iter().position(|n| self.waits_for(n, names).all(|a| out.contains(a))) {
             out.push(sorted.remove(at));
@@ -142,15 +233,15 @@ impl Inner {
 
     /// The newest good backup and its evidence; where there is none, the newest of the old scripts, of which nothing is known
     /// before it is read.
-    async fn choose_for_recovery(
+    pub(in crate::engine) async fn choose_for_recovery(
         &self,
-        request: &RecoveryRequest,
+        at: Option<Timestamp>,
         service: &PlannedService,
     ) -> Result<(Selector, Option<Evidence>), BackupError> {
         let listing = self.catalog.list(&Filter::service(&service.name)).await?;
-        let in_time = |e: &&Entry| request.at.is_none_or(|limit| e.id.timestamp <= limit);
+        let in_time = |e: &&Entry| at.is_none_or(|limit| e.id.timestamp <= limit);
         let of_time: Vec<&Entry> = listing.of(&service.name).filter(in_time).collect();
-        let selector = request.at.map_or(Selector::Newest, Selector::At);
+        let selector = at.map_or(Selector::Newest, Selector::At);
         if let Some(good) = of_time.iter().find(|e| e.is_good()) {
             let metadata = self.catalog.metadata(&good.id).await?;
             return Ok((selector, Some(metadata.evidence)));
@@ -185,8 +276,18 @@ impl Inner {
     }
 }
 
-fn planned(preview: &RestorePreview, history: &History) -> PlannedRestore {
-    let RestorePreview { entry, metadata, passed_over, plan, .. } = preview;
+/// The last step for one that is looked at again.
+const UNLESS_IT_HOLDS_DATA: &str =
+    "leave it alone if it holds data then; else restore into it, with what is there kept aside";
+
+/// Whether the container that a service runs in is missing.
+fn is_missing(error: &BackupError, service: &PlannedService) -> bool {
+    let gone =
+        matches!(error, BackupError::Adapter { source, .. } if source.kind() == AdapterErrorKind::NotFound);
+    gone && service.adapter.container().is_some()
+}
+
+fn planned(entry: &Entry, metadata: &Metadata, passed_over: &[String], history: &History) -> PlannedRestore {
     let verified = entry.last_verification().filter(|(_, ok, _)| *ok);
     PlannedRestore {
         backup: entry.id.clone(),
@@ -194,12 +295,49 @@ fn planned(preview: &RestorePreview, history: &History) -> PlannedRestore {
         as_of: metadata.consistent_from,
         consistency: metadata.consistency,
         verified: verified.map(|(level, _, at)| Verified { level, at }),
-        passed_over: passed_over.clone(),
+        passed_over: passed_over.to_vec(),
         plain_bytes: metadata.plain_bytes(),
         stored_bytes: metadata.size_bytes,
-        steps: plan.steps.clone(),
-        replaces: plan.replaces.clone(),
-        space: plan.space.clone(),
+        steps: Vec::new(),
+        looks_again: false,
+        starts: None,
+        warnings: Vec::new(),
+        replaces: Vec::new(),
+        space: Vec::new(),
         predicted: history.predict(&entry.id.service, metadata.plain_bytes()),
     }
+}
+
+/// Completes what is planned for a service that has to be made first.
+fn absent(
+    planned: &mut PlannedRestore,
+    metadata: &Metadata,
+    service: &PlannedService,
+    part: Option<&Part>,
+    history: &History,
+) {
+    let container = service.adapter.container().unwrap_or_default();
+    let name = part.map_or(container.as_str(), |p| p.name.as_str());
+    let how = match part.map(|p| p.state) {
+        Some(PartState::Missing) | None => "make and start",
+        Some(_) => "start",
+    };
+    planned.steps =
+        vec![format!("{how} `{name}`, and wait until it answers"), UNLESS_IT_HOLDS_DATA.to_owned()];
+    planned.looks_again = true;
+    planned.starts = Some(name.to_owned());
+    if let Some(part) = part {
+        if let Some(image) = part.image.as_ref().filter(|_| !part.has_image) {
+            planned
+                .warnings
+                .push(format!("the image `{image}` is not on this host: it is pulled or built first"));
+        }
+        let (then, now) = (metadata.image.as_ref().map(|i| i.name.as_str()), part.image.as_deref());
+        if let (Some(then), Some(now)) = (then, now)
+            && then != now
+        {
+            planned.warnings.push(format!("the backup was made of `{then}`; `{name}` has the image `{now}`"));
+        }
+    }
+    planned.predicted = history.with_start(planned.predicted.take(), name);
 }

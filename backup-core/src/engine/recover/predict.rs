@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Prediction, RecoveryAction, ServiceRecovery};
+use super::{Prediction, RecoveryAction, ScratchRestore, ServiceRecovery};
 use crate::engine::{Inner, RunReport};
 use crate::error::chain;
 use crate::event::Outcome;
@@ -15,11 +15,16 @@ const REPORTS: usize = 200;
 const LIVE: &str = "restore";
 const SCRATCH: &str = "verify-restore";
 
+/// A scratch server has to be started, too.
+const SCRATCH_WORDS: &str = "the restore into scratch";
+
 /// What earlier runs took.
 #[derive(Debug, Clone, Default)]
-pub(super) struct History {
+pub(in crate::engine) struct History {
     /// Of each service, the newest first.
     restores: BTreeMap<ServiceName, Vec<Sample>>,
+    /// How long the newest start of each part of the stack took, in ms.
+    starts: BTreeMap<String, u64>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,9 +47,18 @@ impl History {
                 continue;
             }
             let at = Timestamp::new(report.finished_at);
-            let sample = Sample { at, live, bytes: step.plain_bytes, ms: step.ms };
+            let sample = Sample { at, live, bytes: step.plain_bytes, ms: step.restore_ms.unwrap_or(step.ms) };
             self.restores.entry(step.service.clone()).or_default().push(sample);
         }
+        for part in report.parts.iter().filter(|p| p.kind == "start" && p.outcome == Outcome::Ok) {
+            self.starts.entry(part.part.clone()).or_insert(part.ms);
+        }
+    }
+
+    /// The newest restore into scratch.
+    pub(in crate::engine) fn scratch(&self, service: &ServiceName) -> Option<ScratchRestore> {
+        let sample = self.restores.get(service)?.iter().find(|s| !s.live)?;
+        Some(ScratchRestore { at: sample.at, ms: sample.ms, plain_bytes: sample.bytes })
     }
 
     /// For a backup of so many bytes. A restore of the live service tells more than one into scratch, a newer one more
@@ -58,17 +72,35 @@ impl History {
         } else {
             u128::from(sample.ms) * u128::from(bytes) / u128::from(sample.bytes)
         };
-        let what = if sample.live { "the restore" } else { "the restore into scratch" };
+        let what = if sample.live { "the restore" } else { SCRATCH_WORDS };
         Some(Prediction {
             ms: u64::try_from(grown).unwrap_or(u64::MAX),
             from: format!("{what} of {}", sample.at),
+        })
+    }
+
+    /// The same for a service of which `part` has to be started first.
+    pub(super) fn with_start(&self, restore: Option<Prediction>, part: &str) -> Option<Prediction> {
+        let Prediction { ms, from } = restore?;
+        if from.starts_with(SCRATCH_WORDS) {
+            return Some(Prediction { ms, from });
+        }
+        Some(match self.starts.get(part) {
+            Some(start) => {
+                let from = format!("{from} and the last start of `{part}`");
+                Prediction { ms: ms.saturating_add(*start), from }
+            }
+            None => Prediction {
+                ms,
+                from: format!("{from}, without the start of `{part}`, which was never measured,"),
+            },
         })
     }
 }
 
 impl Inner {
     /// What the reports tell. One that cannot be read tells nothing.
-    pub(super) async fn history(&self) -> History {
+    pub(in crate::engine) async fn history(&self) -> History {
         let mut history = History::default();
         let runs = match self.catalog.reports().await {
             Ok(runs) => runs,
@@ -109,6 +141,19 @@ pub(super) fn in_all(services: &[ServiceRecovery], parallel: usize) -> Option<u6
     Some(ends.into_values().max().unwrap_or(0))
 }
 
+/// Which of what began and ended then were on the critical path: from the one that ended last, back along those that ended
+/// last before each began.
+pub(in crate::engine) fn critical_path(spans: &[(u64, u64)]) -> Vec<usize> {
+    let mut path: Vec<usize> = Vec::new();
+    let mut until = u64::MAX;
+    loop {
+        let before = spans.iter().enumerate().filter(|(at, (_, end))| *end <= until && !path.contains(at));
+        let Some((at, (begin, _))) = before.max_by_key(|(_, (_, end))| *end) else { return path };
+        path.push(at);
+        until = *begin;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::PlannedRestore;
@@ -130,6 +175,9 @@ mod tests {
             plain_bytes: 1,
             stored_bytes: 1,
             steps: Vec::new(),
+            looks_again: false,
+            starts: None,
+            warnings: Vec::new(),
             replaces: Vec::new(),
             space: Vec::new(),
             predicted: ms.map(|ms| Prediction { ms, from: String::new() }),
@@ -152,6 +200,13 @@ mod tests {
         assert_eq!(in_all(&three, 2), Some(20));
         assert_eq!(in_all(&[service("a", &[], None)], 2), None);
         assert_eq!(in_all(&[], 2), Some(0));
+    }
+
+    #[test]
+    fn the_critical_path_leads_back_from_the_last() {
+        assert_eq!(critical_path(&[(0, 10), (0, 4), (4, 30), (10, 12)]), [2, 1]);
+        assert_eq!(critical_path(&[(5, 5)]), [0]);
+        assert!(critical_path(&[]).is_empty());
     }
 
     #[test]

@@ -33,6 +33,8 @@ pub enum Step {
     Stage,
     Switch,
     Probe,
+    #[serde(rename = "prove-writable")]
+    ProveWritable,
     Undo,
     Discard,
     Reclaim,
@@ -44,6 +46,7 @@ impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::BringBack => "bring-back",
+            Self::ProveWritable => "prove-writable",
             other => return f.pad(&format!("{other:?}").to_lowercase()),
         })
     }
@@ -76,6 +79,8 @@ pub enum Call {
     Switch,
     /// `probe`.
     Probe,
+    /// `prove_writable`.
+    ProveWritable,
     /// `undo`.
     Undo,
     /// `discard`.
@@ -125,6 +130,12 @@ pub struct Script {
     pub interrupts: Option<Interrupts>,
     /// What the adapter declares, and does.
     pub capabilities: Capabilities,
+    /// Whether there is no such service: it can be neither counted nor restored.
+    pub missing: bool,
+    /// The container that the service is said to run in.
+    pub container: Option<String>,
+    /// Whether others read what it restores.
+    pub comes_first: bool,
 }
 
 impl Default for Script {
@@ -143,6 +154,9 @@ impl Default for Script {
             only_if_changed: false,
             interrupts: None,
             capabilities: Capabilities::full(),
+            missing: false,
+            container: None,
+            comes_first: false,
         }
     }
 }

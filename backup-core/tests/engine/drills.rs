@@ -1,0 +1,88 @@
+//! Drills: the whole host into scratch, measured, with nothing that is live touched.
+
+use backup_core::engine::{DrillReport, DrillRequest};
+use backup_core::testkit::fake_adapter::text_of;
+
+use super::*;
+
+const TWO: &str = "
+store.url = 'memory://'
+intervals.hourly = { services = ['a', 'b'], keep = 5 }
+services.a = { kind = 'fake', after = ['b'], rto = '1min', max_age = '2min' }
+services.b = { kind = 'fake' }
+services.c = { kind = 'fake', enabled = false }
+";
+
+async fn world() -> (World, FakeAdapter, FakeAdapter) {
+    let (a, b) = (adapter(), adapter());
+    let w = World::with_config(TWO, &[("a", a.clone()), ("b", b.clone()), ("c", adapter())]).await;
+    assert_eq!(w.back_up().await.outcome(), Outcome::Ok);
+    w.clock.advance_secs(60);
+    (w, a, b)
+}
+
+async fn drill(w: &World) -> (DrillReport, RunReport) {
+    w.engine.drill(&DrillRequest::default()).await.unwrap()
+}
+
+#[tokio::test]
+async fn every_service_comes_back_in_scratch_and_what_is_live_is_not_touched() {
+    let (w, a, b) = world().await;
+    a.script(|s| s.set_artifact("one", ["newer"]));
+    let live = [&a, &b].map(|f| text_of(&f.live()));
+    let (report, run) = drill(&w).await;
+    assert!(report.passed(), "{report:?}");
+    let order: Vec<&str> = report.services.iter().map(|s| s.service.as_str()).collect();
+    assert_eq!(order, ["b", "a"], "along `after`, and none that is disabled");
+    let a_report = &report.services[1];
+    let phases: Vec<&str> = a_report.phases.iter().map(|p| p.phase.as_str()).collect();
+    assert_eq!(phases, ["prepare", "restore", "verify", "clean-up"]);
+    assert!(report.services.iter().all(|s| s.critical), "one after the other");
+    let backup = a_report.backup.as_ref().unwrap();
+    assert_eq!((backup.age_ms, backup.max_age_ms, a_report.target_ms), (60_000, Some(120_000), Some(60_000)));
+    assert_eq!((report.missed().count(), a_report.before), (0, None));
+    assert_eq!([&a, &b].map(|f| text_of(&f.live())), live);
+    assert!(!a.log().contains(&Asked::Undo) && w.engine.state().restores(&super::a()).unwrap().is_empty());
+    assert_eq!(run.verb, "drill");
+
+    // It is the verification by restore, what later ones are compared with, and what predicts a recovery.
+    let entry = w.entries().await.into_iter().find(|e| e.id == backup.id).unwrap();
+    assert_eq!(
+        entry.last_verification().map(|(level, ok, _)| (level, ok)),
+        Some((VerifyLevel::Restore, true))
+    );
+    w.clock.advance_secs(100);
+    let (report, _) = drill(&w).await;
+    assert!(report.services[1].before.is_some() && report.services[1].is_old());
+    let missed: Vec<&str> = report.missed().map(|s| s.service.as_str()).collect();
+    assert_eq!(missed, ["a"]);
+}
+
+#[tokio::test]
+async fn a_damaged_backup_fails_it_and_stops_no_other() {
+    let (w, _, _) = world().await;
+    let entry = w.entries().await.into_iter().find(|e| e.id.service.as_str() == "b").unwrap();
+    let metadata = w.engine.catalog().metadata(&entry.id).await.unwrap();
+    let key = entry.id.file(&metadata.artifacts[1].files[0].path).unwrap();
+    w.damage(&key, |bytes| bytes[9] ^= 1).await;
+    let (report, run) = drill(&w).await;
+    assert!(!report.passed());
+    let outcomes: Vec<(&str, Outcome)> =
+        report.services.iter().map(|s| (s.service.as_str(), s.outcome)).collect();
+    assert_eq!(outcomes, [("b", Outcome::Damaged), ("a", Outcome::Ok)]);
+    assert_eq!(run.outcome(), Outcome::Damaged);
+    // From now on it is known; the next drill has nothing to take, and says so.
+    let (report, _) = drill(&w).await;
+    let why = report.services[0].error.clone().unwrap();
+    assert!(why.contains("no good backup") && why.contains("is damaged"), "{why}");
+}
+
+#[tokio::test]
+async fn counts_that_differ_fail_it() {
+    let (w, _, b) = world().await;
+    b.script(|s| s.failing.insert(Step::Probe));
+    let (report, _) = drill(&w).await;
+    let b_report = &report.services[0];
+    assert_eq!(b_report.outcome, Outcome::Failed, "{report:?}");
+    assert_eq!(b_report.phases.last().unwrap().phase, "clean-up", "what was made is removed all the same");
+}

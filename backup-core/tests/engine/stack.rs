@@ -1,0 +1,281 @@
+//! Recoveries of a host that has lost what its services run in.
+
+use std::collections::BTreeMap;
+
+use async_trait::async_trait;
+use backup_core::engine::{RecoveryAction, RecoveryPlan, RecoveryRequest};
+use backup_core::testkit::fake_adapter::text_of;
+use backup_core::{AdapterError, AdapterErrorKind, Part, PartState, Stack};
+use tokio_util::sync::CancellationToken;
+
+use super::*;
+
+const HOST: &str = "
+store.url = 'memory://'
+intervals.hourly = { services = ['db', 'env', 'web-files'], keep = 5 }
+services.db = { kind = 'fake' }
+services.env = { kind = 'fake' }
+services.web-files = { kind = 'fake' }
+";
+
+/// `db` runs in the container `db-1`; `web` and `job` are applications.
+#[derive(Debug, Clone)]
+struct Fake {
+    states: Arc<Mutex<BTreeMap<String, PartState>>>,
+    orders: Arc<Mutex<Vec<String>>>,
+    db: FakeAdapter,
+    /// What the definition is missing.
+    unknown: Arc<Mutex<Option<FakeAdapter>>>,
+    refuses: Arc<Mutex<Option<&'static str>>>,
+}
+
+#[async_trait]
+impl Stack for Fake {
+    async fn parts(&self) -> Result<Vec<Part>, AdapterError> {
+        if let Some(env) = &*self.unknown.lock().unwrap()
+            && !text_of(&env.live()).contains("hello world")
+        {
+            return Err(AdapterError::new(AdapterErrorKind::InvalidConfig, "no values for its variables"));
+        }
+        let part = |(name, state): (&String, &PartState)| {
+            let mut part = Part::new(name);
+            part.containers = vec![format!("{name}-1")];
+            part.state = *state;
+            part
+        };
+        Ok(self.states.lock().unwrap().iter().map(part).collect())
+    }
+
+    async fn start(&self, parts: &[String]) -> Result<(), AdapterError> {
+        self.orders.lock().unwrap().push(format!("start {}", parts.join(" ")));
+        if let Some(why) = *self.refuses.lock().unwrap() {
+            return Err(AdapterError::new(AdapterErrorKind::Other, why));
+        }
+        for part in parts {
+            self.states.lock().unwrap().insert(part.clone(), PartState::Running);
+        }
+        if parts.iter().any(|p| p == "db") {
+            self.db.script(|s| {
+                s.failing.clear();
+                s.missing = false;
+            });
+        }
+        Ok(())
+    }
+
+    async fn stop(&self, parts: &[String]) -> Result<(), AdapterError> {
+        self.orders.lock().unwrap().push(format!("stop {}", parts.join(" ")));
+        for part in parts {
+            self.states.lock().unwrap().insert(part.clone(), PartState::Stopped(Some(0)));
+        }
+        Ok(())
+    }
+
+    async fn last_lines(&self, part: &str) -> Vec<String> {
+        vec![format!("the last of {part}")]
+    }
+}
+
+impl Fake {
+    fn orders(&self) -> Vec<String> {
+        std::mem::take(&mut self.orders.lock().unwrap())
+    }
+
+    fn set(&self, part: &str, state: PartState) {
+        self.states.lock().unwrap().insert(part.to_owned(), state);
+    }
+}
+
+struct Host {
+    w: World,
+    stack: Fake,
+    db: FakeAdapter,
+    env: FakeAdapter,
+}
+
+fn empty(fake: &FakeAdapter) {
+    fake.script(|s| {
+        s.set_artifact("one", [""]);
+        s.set_artifact("two", [""]);
+    });
+}
+
+/// Backed up; then the database's container is gone, and the applications run on.
+async fn host() -> Host {
+    let (db, env, files) = (adapter(), adapter(), adapter());
+    db.script(|s| s.container = Some("db-1".to_owned()));
+    env.script(|s| s.comes_first = true);
+    let w = World::with_config(HOST, &[("db", db.clone()), ("env", env.clone()), ("web-files", files)]).await;
+    assert_eq!(w.back_up().await.outcome(), Outcome::Ok);
+    let states =
+        [("db", PartState::Missing), ("job", PartState::Stopped(Some(0))), ("web", PartState::Running)];
+    let stack = Fake {
+        states: Arc::new(Mutex::new(states.map(|(n, s)| (n.to_owned(), s)).into())),
+        orders: Arc::default(),
+        db: db.clone(),
+        unknown: Arc::default(),
+        refuses: Arc::default(),
+    };
+    empty(&db);
+    db.script(|s| s.failing.extend([Step::Probe, Step::Plan]));
+    let w = w.with_stack(stack.clone());
+    Host { w, stack, db, env }
+}
+
+impl Host {
+    async fn plan(&self) -> RecoveryPlan {
+        self.w.engine.plan_recovery(&RecoveryRequest::default()).await.unwrap()
+    }
+
+    async fn recover(&self) -> RunReport {
+        self.w.clock.advance_secs(60);
+        let plan = self.plan().await;
+        self.w.engine.recover(&plan, CancellationToken::new()).await.unwrap()
+    }
+}
+
+fn parts(report: &RunReport) -> Vec<(&str, &str, Outcome)> {
+    report.parts.iter().map(|p| (p.part.as_str(), p.kind.as_str(), p.outcome)).collect()
+}
+
+#[tokio::test]
+async fn what_is_missing_is_made_and_what_uses_it_comes_last() {
+    let h = host().await;
+    let plan = h.plan().await;
+    assert_eq!(h.stack.orders(), [] as [String; 0], "a plan changes nothing");
+    let stack = plan.stack.clone().unwrap();
+    assert_eq!((stack.stops, stack.starts), (vec!["web".to_owned()], vec!["job".into(), "web".into()]));
+    let (service, restore) = plan.restores().next().unwrap();
+    assert_eq!((service.service.as_str(), restore.starts.as_deref()), ("db", Some("db")));
+    assert!(restore.steps[0].contains("make and start `db`"), "{:?}", restore.steps);
+
+    let report = h.recover().await;
+    assert_eq!(outcome(&report), (Outcome::Ok, String::new()));
+    let of_db = report.steps.iter().find(|s| s.service.as_str() == "db").unwrap();
+    assert_eq!(of_db.outcome, Outcome::Ok);
+    assert!(of_db.notes.iter().any(|n| n == "it takes writes") && of_db.restore_ms.is_some());
+    assert!(text_of(&h.db.live()).contains("hello world"));
+    assert_eq!(h.stack.orders(), ["stop web", "start db", "start job web"]);
+    let ok = Outcome::Ok;
+    assert_eq!(
+        parts(&report),
+        [("web", "stop", ok), ("db", "start", ok), ("job", "start", ok), ("web", "start", ok)]
+    );
+    assert!(h.w.engine.state().fenced().unwrap().is_empty());
+
+    // What was measured predicts the next one.
+    h.stack.set("job", PartState::Stopped(Some(0)));
+    assert_eq!(h.recover().await.outcome(), Outcome::Skipped, "nothing is left to be done");
+    assert_eq!(h.stack.orders(), [] as [String; 0]);
+    h.stack.set("db", PartState::Missing);
+    let plan = h.plan().await;
+    let from = plan.restores().next().unwrap().1.predicted.clone().unwrap().from;
+    assert!(from.contains("the last start of `db`"), "{from}");
+}
+
+/// Data that is still there is newer than any backup.
+#[tokio::test]
+async fn what_holds_data_once_it_runs_is_left_alone() {
+    let h = host().await;
+    h.db.script(|s| s.set_artifact("one", ["newer"]));
+    h.stack.set("db", PartState::Stopped(Some(137)));
+    let plan = h.plan().await;
+    assert!(plan.restores().next().unwrap().1.steps[0].starts_with("start `db`"));
+    let report = h.recover().await;
+    assert!(report.is_ok(), "{report:?}");
+    assert!(text_of(&h.db.live()).contains("newer"));
+    assert_eq!(h.stack.orders(), ["stop web", "start db", "start job web"]);
+
+    h.stack.set("db", PartState::Stopped(Some(137)));
+    let request = RecoveryRequest { overwrite: vec!["db".parse().unwrap()], ..RecoveryRequest::default() };
+    let plan = h.w.engine.plan_recovery(&request).await.unwrap();
+    assert!(h.w.engine.recover(&plan, CancellationToken::new()).await.unwrap().is_ok());
+    assert!(text_of(&h.db.live()).contains("hello world"));
+}
+
+/// An application that finds an empty database may fill it.
+#[tokio::test]
+async fn applications_stay_stopped_while_a_service_is_not_back() {
+    for step in [Step::Stage, Step::ProveWritable] {
+        let h = host().await;
+        let fails = h.env.clone().failing(step);
+        empty(&fails);
+        let report = h.recover().await;
+        assert_eq!(report.outcome(), Outcome::Failed, "{step}");
+        assert_eq!(h.stack.orders(), ["stop web", "start db"], "{step}");
+        assert!(h.w.events.warnings().iter().any(|w| w.contains("not started, because env")), "{step}");
+        assert_eq!(h.w.engine.state().fenced().unwrap(), ["web"]);
+        // The next one that brings it back starts what this one stopped, and knows of it without any restore, too.
+        fails.script(|s| {
+            s.failing.clear();
+            s.set_artifact("one", ["by hand"]);
+        });
+        let stack = h.plan().await.stack.unwrap();
+        assert_eq!((stack.stops.len(), stack.starts), (0, vec!["web".to_owned()]), "{step}");
+        assert!(h.recover().await.is_ok());
+        assert_eq!(h.stack.orders(), ["start web"]);
+    }
+}
+
+#[tokio::test]
+async fn one_that_cannot_be_made_stops_no_other_service() {
+    let h = host().await;
+    empty(&h.env);
+    *h.stack.refuses.lock().unwrap() = Some("no such image: db:1");
+    let report = h.recover().await;
+    let of_db = report.steps.iter().find(|s| s.service.as_str() == "db").unwrap();
+    assert!(of_db.error.as_ref().unwrap().contains("no such image: db:1"), "{of_db:?}");
+    assert!(text_of(&h.env.live()).contains("hello world"));
+    assert!(!text_of(&h.db.live()).contains("hello world"));
+    let events = h.w.events.0.lock().unwrap();
+    assert!(
+        events.iter().any(
+            |e| matches!(e, Event::PartFinished { last_lines, .. } if last_lines == &["the last of db"])
+        )
+    );
+}
+
+/// Containers are made from a definition that reads a file which is itself restored.
+#[tokio::test]
+async fn a_stack_that_is_not_known_yet_is_looked_at_again() {
+    let h = host().await;
+    empty(&h.env);
+    h.db.script(|s| s.missing = true);
+    *h.stack.unknown.lock().unwrap() = Some(h.env.clone());
+    let plan = h.plan().await;
+    assert!(plan.stack.as_ref().unwrap().unknown.is_some());
+    let order: Vec<&str> = plan.services.iter().map(|s| s.service.as_str()).collect();
+    assert_eq!(order, ["env", "db", "web-files"]);
+    assert_eq!(plan.services[1].after, ["env".parse().unwrap()]);
+    assert!(matches!(&plan.services[1].action, RecoveryAction::Restore(r) if r.starts.is_some()));
+    let report = h.recover().await;
+    assert!(report.is_ok(), "{report:?}");
+    assert!(text_of(&h.db.live()).contains("hello world"));
+    assert_eq!(h.stack.orders(), ["stop web", "start db", "start job web"]);
+}
+
+/// It runs, and its password was in a file that is gone.
+#[tokio::test]
+async fn one_that_cannot_be_asked_before_a_file_is_back_is_looked_at_again() {
+    let h = host().await;
+    empty(&h.env);
+    h.stack.set("db", PartState::Running);
+    h.db.script(|s| s.set_artifact("one", ["newer"]));
+    let plan = h.plan().await;
+    let (_, restore) = plan.restores().find(|(s, _)| s.service.as_str() == "db").unwrap();
+    assert!(restore.looks_again && restore.starts.is_none(), "{restore:?}");
+    assert!(restore.steps[0].starts_with("look again: now "), "{:?}", restore.steps);
+    let (db, env) = (h.db.clone(), h.env.clone());
+    let meanwhile = async {
+        while !text_of(&env.live()).contains("hello world") {
+            tokio::task::yield_now().await;
+        }
+        db.script(|s| s.failing.clear());
+    };
+    let (report, ()) = tokio::join!(h.recover(), meanwhile);
+    assert!(report.is_ok(), "{report:?}");
+    assert!(text_of(&h.db.live()).contains("newer"), "it held data");
+    // With nothing that could come back first, it is what it is.
+    h.db.script(|s| s.failing.extend([Step::Probe, Step::Plan]));
+    assert!(matches!(&h.plan().await.services[1].action, RecoveryAction::Blocked { .. }));
+}
