@@ -1,7 +1,7 @@
 //! `recover` on a host that has lost containers, volumes and the file that they are made from: a Compose project of a Redis
 //! server, and of an application that fills an empty one whenever it sees it.
 
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use super::killed::{PATIENCE, docker, text, until};
@@ -191,10 +191,10 @@ fn containers_volumes_and_their_settings_come_back() {
     host.is_back();
     assert!(done.out.contains("stopped") && done.out.contains("started"), "{done:#?}");
     assert!(done.err.contains("it takes writes"), "{done:#?}");
-    assert_eq!(host.run(&["recover", "--yes"]).code, 4, "nothing is left to be done");
-    assert_eq!(host.run(&["recover", "--dry-run", "--overwrite", "redis"]).code, 0);
     let told = host.ok(&["logs", "last"]);
     assert!(told.out.contains("web") && told.out.contains("start"), "{told:#?}");
+    assert_eq!(host.run(&["recover", "--yes"]).code, 4, "nothing is left to be done");
+    assert_eq!(host.run(&["recover", "--dry-run", "--overwrite", "redis"]).code, 0);
     // A plan now knows how long a start takes.
     host.destroy();
     let plan = host.ok(&["recover", "--dry-run"]);
@@ -266,7 +266,8 @@ fn a_killed_recovery_is_completed_by_the_next() {
     let host = Host::new("killed");
     for wait in [50, 400, 900, 1500, 2500, 4000] {
         host.destroy();
-        let mut first = host.command(&["recover", "--yes"]).spawn().unwrap();
+        let mut first = host.command(&["recover", "--yes"]);
+        let mut first = first.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         std::thread::sleep(Duration::from_millis(wait));
         let _ended = first.kill();
         first.wait().unwrap();
