@@ -54,13 +54,14 @@ impl DockerRuntime {
     /// `label=key=value` is the same as `key=value`. Compose's are `com.docker.compose.project` and
     /// `com.docker.compose.service`.
     pub fn new(container: impl Into<String>) -> Self {
-        Self { container: container.into(), engine: Arc::new(Engine::new(DEFAULT_ENGINE)) }
+        let container = container.into();
+        Self { engine: Arc::new(Engine::new(DEFAULT_ENGINE).of(&container)), container }
     }
 
     /// The same on another engine: `unix:///path`, or `tcp://host:port` without encryption.
     #[must_use]
     pub fn with_engine(mut self, url: impl Into<String>) -> Self {
-        self.engine = Arc::new(Engine::new(url));
+        self.engine = Arc::new(Engine::new(url).of(&self.container));
         self
     }
 
@@ -191,7 +192,8 @@ impl DockerRuntime {
         Ok(all.map(|(name, value)| (name, value.expose().to_owned())).collect())
     }
 
-    /// Removes what dead runs left beside containers on this engine.
+    /// Removes what dead runs, or this one, left beside this container. What they have beside those of other services stays: one
+    /// run works on several at once.
     ///
     /// # Errors
     /// `Unavailable`, `Timeout`.
@@ -204,6 +206,9 @@ async fn reclaim(engine: &Engine, dead: &[RunId]) -> Result<Vec<String>, Adapter
     let mut removed = Vec::new();
     for run in dead {
         for left in find::list(engine, Some(format!("{}={run}", beside::RUN_LABEL))).await? {
+            if !["", engine.service()].contains(&find::label(&left, beside::SERVICE_LABEL)) {
+                continue;
+            }
             let id = left.id.clone().unwrap_or_default();
             beside::remove_wholly(engine, engine.client().await?, &id).await?;
             removed.push(format!("container `{}`, which was there for run {run}", find::name(&left)));

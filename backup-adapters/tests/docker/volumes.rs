@@ -4,6 +4,7 @@ use std::io::Read as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use backup_adapters::runtime::DockerRuntime;
 use backup_core::runtime::{ExecCommand, ServiceRuntime as _};
 use backup_core::{AdapterErrorKind, Clock as _, RunId, SystemClock};
 use futures::{StreamExt as _, TryStreamExt as _};
@@ -206,6 +207,10 @@ async fn a_volume_elsewhere_is_read_through_another_container() {
     std::mem::forget(runtime.volume_reader(&run).await.unwrap());
     assert!(!readers(&run).is_empty());
     assert_eq!(runtime.reclaim(&[run_id()]).await.unwrap(), Vec::<String>::new());
+    // One run works on several services at once: what it has beside another one is none of this one's.
+    let other = DockerRuntime::new(format!("{}-other", c.name));
+    assert_eq!(other.reclaim(std::slice::from_ref(&run)).await.unwrap(), Vec::<String>::new());
+    assert!(!readers(&run).is_empty());
     assert_eq!(runtime.reclaim(std::slice::from_ref(&run)).await.unwrap().len(), 1);
     gone(&run).await;
     assert!(folder.path().join("upper/big").exists());

@@ -25,6 +25,9 @@ use super::{find, lifecycle, state_of};
 /// The label of what a run leaves on an engine; its value is the run's id.
 pub(super) const RUN_LABEL: &str = "backup.run-id";
 
+/// The label with the container beside which it is.
+pub(super) const SERVICE_LABEL: &str = "backup.beside";
+
 /// The first process of a container that does nothing by itself: it ends with its input, and so when we die.
 pub(super) const IDLE: [&str; 3] = ["sh", "-c", "cat >/dev/null"];
 
@@ -55,7 +58,10 @@ impl Beside {
     ) -> Result<Self, AdapterError> {
         let body = ContainerCreateBody {
             healthcheck: Some(HealthConfig { test: Some(vec!["NONE".to_owned()]), ..Default::default() }),
-            labels: Some(HashMap::from([(RUN_LABEL.to_owned(), run.to_string())])),
+            labels: Some(HashMap::from([
+                (RUN_LABEL.to_owned(), run.to_string()),
+                (SERVICE_LABEL.to_owned(), engine.service().to_owned()),
+            ])),
             ..body
         };
         let client = engine.client().await?;

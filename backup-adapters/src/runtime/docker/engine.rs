@@ -17,6 +17,8 @@ pub(super) const REQUEST: Duration = Duration::from_secs(60);
 /// One engine; connects on first use, and agrees on a version of the API then.
 pub(super) struct Engine {
     url: String,
+    /// For which service's container it is asked, as the configuration names that; empty for none.
+    service: String,
     client: OnceCell<Docker>,
 }
 
@@ -28,7 +30,16 @@ impl fmt::Debug for Engine {
 
 impl Engine {
     pub(super) fn new(url: impl Into<String>) -> Self {
-        Self { url: url.into(), client: OnceCell::new() }
+        Self { url: url.into(), service: String::new(), client: OnceCell::new() }
+    }
+
+    /// The same for a service's container.
+    pub(super) fn of(self, service: impl Into<String>) -> Self {
+        Self { service: service.into(), ..self }
+    }
+
+    pub(super) fn service(&self) -> &str {
+        &self.service
     }
 
     pub(super) fn url(&self) -> &str {
