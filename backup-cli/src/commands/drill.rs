@@ -13,7 +13,7 @@ use crate::{exit_code, format};
 
 /// Rehearse the recovery of this host, into scratch
 ///
-/// Restores the backups that `recover` would take into throw-away places, as many at once as it would, along `after`; counts
+/// Restores the backups that `recover` would take into throw-away places, as many at once as a backup run does, along `after`; counts
 /// what is there, compares that with what the backup says, and removes it. What runs on this host is not touched.
 ///
 /// Tells how long each service took, which of them decide how long the whole takes, and how old the data was, against `rto`

@@ -56,7 +56,7 @@ impl Engine {
         let run = Arc::new(inner.begin("run", &services, cancel)?);
         let usual = Arc::new(inner.tidy_up(&run, &services, &request.interval).await);
 
-        let steps = inner.for_each(&services, "back-up", |name| {
+        let steps = inner.for_each(&services, inner.parallel(), "back-up", |name| {
             let (inner, run, interval) = (Arc::clone(inner), Arc::clone(&run), request.interval.clone());
             let usual = Arc::clone(&usual);
             async move {

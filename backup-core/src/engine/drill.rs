@@ -129,7 +129,7 @@ impl DrilledService {
 
 impl Engine {
     /// Restores the backups that a recovery would take, of every service, into scratch, along `after`, as many at once as a
-    /// recovery would.
+    /// run of backups does: what is live goes on.
     ///
     /// # Errors
     /// [`BackupError`] if nothing could be begun; everything else is in the reports.
@@ -151,7 +151,7 @@ impl Engine {
         }
         let select_ms = millis(started);
         let (chosen, began) = (Arc::new(chosen), Arc::new(Mutex::new(BTreeMap::new())));
-        let steps = inner.for_each(&names, "verify-restore", |name| {
+        let steps = inner.for_each(&names, inner.parallel(), "verify-restore", |name| {
             let (inner, run) = (Arc::clone(inner), Arc::clone(&run));
             let (chosen, began) = (Arc::clone(&chosen), Arc::clone(&began));
             async move {

@@ -9,12 +9,18 @@ use super::{Inner, StepReport};
 use crate::event::Outcome;
 use crate::id::ServiceName;
 
-/// How many services are worked on at once, unless the configuration says.
+/// How many services are worked on at once, unless the configuration says: beside what is live, and on a host that has nothing
+/// else to do than to come back. Much of the latter is waiting for servers that start.
 const PARALLEL: usize = 2;
+const PARALLEL_RECOVERY: usize = 4;
 
 impl Inner {
     pub(super) fn parallel(&self) -> usize {
         self.plan.limits.parallel.unwrap_or(PARALLEL).max(1)
+    }
+
+    pub(super) fn parallel_recovery(&self) -> usize {
+        self.plan.limits.parallel.unwrap_or(PARALLEL_RECOVERY).max(1)
     }
 
     /// What of `services` a service waits for.
@@ -27,11 +33,12 @@ impl Inner {
         after.iter().filter(|a| services.contains(a))
     }
 
-    /// Does `work` for each; the steps in the order in which they ended. One that panics is a step of the kind `kind`
+    /// Does `work` for each, for so many at once; the steps in the order in which they ended. One that panics is a step of the kind `kind`
     /// that failed.
     pub(super) async fn for_each<F, W>(
         &self,
         services: &[ServiceName],
+        parallel: usize,
         kind: &str,
         work: F,
     ) -> Vec<StepReport>
@@ -47,7 +54,7 @@ impl Inner {
             let ready: Vec<ServiceName> = waiting
                 .iter()
                 .filter(|name| self.waits_for(name, services).all(is_done))
-                .take(self.parallel().saturating_sub(running.len()))
+                .take(parallel.saturating_sub(running.len()))
                 .cloned()
                 .collect();
             for name in ready {

@@ -35,6 +35,9 @@ pub struct RunReport {
 pub struct PartReport {
     /// The part.
     pub part: String,
+    /// The service that runs in it; `None` for applications.
+    #[serde(default)]
+    pub service: Option<ServiceName>,
     /// What was done: `start`, `stop`.
     pub kind: String,
     /// How it ended.

@@ -11,6 +11,7 @@ use crate::adapter::RestoreTarget;
 use crate::engine::{Inner, PartReport, Run, deadline, millis};
 use crate::error::{AdapterError, AdapterErrorKind, BackupError, chain};
 use crate::event::{Event, Outcome};
+use crate::id::ServiceName;
 use crate::plan::PlannedService;
 use crate::stack::{Part, PartState, Stack};
 
@@ -103,7 +104,8 @@ impl Inner {
         let started = Instant::now();
         let stopped = stack.stop(parts).await;
         for part in parts {
-            self.report_part(reports, part, "stop", started, stopped.as_ref().err(), Vec::new()).await;
+            let about = About { part, service: None, kind: "stop", started };
+            self.report_part(reports, about, stopped.as_ref().err(), Vec::new()).await;
         }
         if stopped.is_err() {
             // Nothing is restored now: some of them may have been stopped all the same.
@@ -141,7 +143,8 @@ impl Inner {
             up = up => up,
         };
         let lines = if up.is_err() { stack.last_lines(part).await } else { Vec::new() };
-        self.report_part(reports, part, "start", started, up.as_ref().err(), lines).await;
+        let about = About { part, service: Some(&service.name), kind: "start", started };
+        self.report_part(reports, about, up.as_ref().err(), lines).await;
         up.map_err(|e| match e.kind() {
             AdapterErrorKind::Cancelled => BackupError::Cancelled,
             _ => BackupError::Refused(format!("`{part}`, which it runs in: {}", chain(&e))),
@@ -168,7 +171,8 @@ impl Inner {
                 Err(e) => Err(AdapterError::new(e.kind(), chain(e))),
             };
             let lines = if up.is_err() { stack.last_lines(part).await } else { Vec::new() };
-            self.report_part(reports, part, "start", started, up.as_ref().err(), lines).await;
+            let about = About { part, service: None, kind: "start", started };
+            self.report_part(reports, about, up.as_ref().err(), lines).await;
             // One that was started and fails is told; only one that was not is still to be started.
             if ordered.is_err() {
                 left.push(part.clone());
@@ -231,9 +235,7 @@ impl Inner {
     async fn report_part(
         &self,
         reports: &Reports,
-        part: &str,
-        kind: &str,
-        started: Instant,
+        about: About<'_>,
         error: Option<&AdapterError>,
         last_lines: Vec<String>,
     ) {
@@ -243,10 +245,11 @@ impl Inner {
             Some(_) => Outcome::Failed,
         };
         let report = PartReport {
-            part: part.to_owned(),
-            kind: kind.to_owned(),
+            part: about.part.to_owned(),
+            service: about.service.cloned(),
+            kind: about.kind.to_owned(),
             outcome,
-            ms: millis(started),
+            ms: millis(about.started),
             error: error.map(|e| chain(e)),
         };
         self.events.emit(Event::PartFinished {
@@ -259,6 +262,14 @@ impl Inner {
         });
         reports.add(report).await;
     }
+}
+
+/// What is reported.
+struct About<'a> {
+    part: &'a str,
+    service: Option<&'a ServiceName>,
+    kind: &'a str,
+    started: Instant,
 }
 
 fn ended(state: PartState) -> AdapterError {

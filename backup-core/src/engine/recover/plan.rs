@@ -77,7 +77,7 @@ impl Inner {
             request: request.clone(),
             services: Vec::new(),
             stack: None,
-            parallel: self.parallel(),
+            parallel: self.parallel_recovery(),
             predicted_ms: None,
         };
         // How the stack is may be known only when the files are back that it is made from.
@@ -339,5 +339,5 @@ fn absent(
             planned.warnings.push(format!("the backup was made of `{then}`; `{name}` has the image `{now}`"));
         }
     }
-    planned.predicted = history.with_start(planned.predicted.take(), name);
+    planned.predicted = history.with_start(planned.predicted.take(), &service.name);
 }

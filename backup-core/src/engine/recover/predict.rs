@@ -23,8 +23,8 @@ const SCRATCH_WORDS: &str = "the restore into scratch";
 pub(in crate::engine) struct History {
     /// Of each service, the newest first.
     restores: BTreeMap<ServiceName, Vec<Sample>>,
-    /// How long the newest start of each part of the stack took, in ms.
-    starts: BTreeMap<String, u64>,
+    /// How long the newest start of what each runs in took, in ms.
+    starts: BTreeMap<ServiceName, u64>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,7 +51,9 @@ impl History {
             self.restores.entry(step.service.clone()).or_default().push(sample);
         }
         for part in report.parts.iter().filter(|p| p.kind == "start" && p.outcome == Outcome::Ok) {
-            self.starts.entry(part.part.clone()).or_insert(part.ms);
+            if let Some(service) = &part.service {
+                self.starts.entry(service.clone()).or_insert(part.ms);
+            }
         }
     }
 
@@ -79,21 +81,22 @@ impl History {
         })
     }
 
-    /// The same for a service of which `part` has to be started first.
-    pub(super) fn with_start(&self, restore: Option<Prediction>, part: &str) -> Option<Prediction> {
+    /// The same for a service of which the container has to be made and started first.
+    pub(super) fn with_start(
+        &self,
+        restore: Option<Prediction>,
+        service: &ServiceName,
+    ) -> Option<Prediction> {
         let Prediction { ms, from } = restore?;
         if from.starts_with(SCRATCH_WORDS) {
             return Some(Prediction { ms, from });
         }
-        Some(match self.starts.get(part) {
+        Some(match self.starts.get(service) {
             Some(start) => {
-                let from = format!("{from} and the last start of `{part}`");
+                let from = format!("{from} and its last start");
                 Prediction { ms: ms.saturating_add(*start), from }
             }
-            None => Prediction {
-                ms,
-                from: format!("{from}, without the start of `{part}`, which was never measured,"),
-            },
+            None => Prediction { ms, from: format!("{from}, without its start, which was never measured,") },
         })
     }
 }

@@ -73,6 +73,7 @@ impl Engine {
             inner.end(&run, Outcome::Failed);
             return Err(e);
         }
+        let parallel = plan.parallel;
         let work = Arc::new(Work { plan, previews, reports });
         let each = |name| {
             let (inner, run, work) = (Arc::clone(inner), Arc::clone(&run), Arc::clone(&work));
@@ -80,10 +81,10 @@ impl Engine {
         };
         let (first, others): (Vec<_>, Vec<_>) =
             names.iter().cloned().partition(|n| inner.is_first(n, &names));
-        let mut steps = inner.for_each(&first, "restore", each).await;
+        let mut steps = inner.for_each(&first, parallel, "restore", each).await;
         let starts = inner.applications(&work).await;
         steps.extend(match starts {
-            Ok(_) => inner.for_each(&others, "restore", each).await,
+            Ok(_) => inner.for_each(&others, parallel, "restore", each).await,
             Err(ref e) => others.iter().map(|name| not_begun(name, e)).collect(),
         });
         if let Ok(starts) = starts
@@ -175,6 +176,7 @@ impl Inner {
         let service = self.service(name)?;
         let ready = work.previews.iter().find(|p| p.request.service == *name);
         let made;
+        let mut started = Instant::now();
         let preview = match ready {
             Some(ready) => ready,
             None if !planned.looks_again => {
@@ -182,6 +184,7 @@ impl Inner {
             }
             None => {
                 self.make_for(run, work, service, planned).await?;
+                started = Instant::now();
                 match self.plan_present(&work.plan.request, name).await? {
                     Ok(preview) => {
                         made = preview;
@@ -195,7 +198,6 @@ impl Inner {
                 }
             }
         };
-        let started = Instant::now();
         self.restore_locked(run, preview, step).await?;
         self.take_a_write(run, service, step).await?;
         step.restore_ms = Some(millis(started));
