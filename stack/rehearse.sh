@@ -30,7 +30,8 @@ writers=()
 # What a rehearsal has to undo by itself, after its stack is gone.
 at_end=()
 finish() {
-    local pid command
+    # A signal may have come while a line was read with another one.
+    local pid command IFS=$' \t\n'
     for pid in "${writers[@]}"; do
         kill "$pid" 2>/dev/null || true
     done

@@ -47,6 +47,7 @@ pub(super) async fn count(link: &Link, database: &str, name: &str) -> Result<Evi
 /// after a restore the applications come back.
 pub(super) async fn live(settings: &Settings, cx: &OpContext) -> Result<Evidence, AdapterError> {
     let link = Link::open(settings, cx).await?;
+    refuse_while_set_up(&link).await?;
     let facts = ServerFacts::ask(&link).await?;
     let (databases, _) = facts.selected(settings)?;
     let mut evidence = Evidence::default();
@@ -69,6 +70,24 @@ pub(super) async fn live(settings: &Settings, cx: &OpContext) -> Result<Evidence
         evidence.merge(counted);
     }
     Ok(evidence)
+}
+
+/// Images of PostgreSQL set a new cluster up with a server that listens on its socket alone, and start another one then (the
+/// public image's `docker-entrypoint.sh`, `docker_temp_server_start`): whoever takes the first for the second loses it.
+async fn refuse_while_set_up(link: &Link) -> Result<(), AdapterError> {
+    if !link.in_container {
+        return Ok(());
+    }
+    let sql = "SELECT count(*) FROM pg_settings WHERE name = 'listen_addresses' AND setting = '' AND source = 'command line'";
+    let answer =
+        link.query(&link.home, sql).await.map_err(|f| f.explain("cannot look at the server's settings"))?;
+    match answer.trim() {
+        "0" => Ok(()),
+        _ => Err(AdapterError::new(
+            AdapterErrorKind::Unavailable,
+            "the server is still being set up: it listens on its socket alone",
+        )),
+    }
 }
 
 /// Commits a change of each database that the configuration selects, of which nothing is ever to be seen.

@@ -269,3 +269,23 @@ async fn a_container_that_is_not_there_is_reported() {
     let e = adapter("container = 'backup-test-no-such'").open(&bench().cx()).await.unwrap_err();
     assert_eq!(e.kind(), AdapterErrorKind::NotFound, "{}", chain(&e));
 }
+
+/// As while the image sets a new cluster up: what answers is about to end.
+#[tokio::test]
+#[ignore = "needs Docker"]
+async fn a_server_that_is_being_set_up_is_not_there_yet() {
+    let name = format!("backup-test-pg-{}-set-up", std::process::id());
+    let label = format!("backup-test={}", std::process::id());
+    let args = ["run", "-d", "--rm", "--name", &name, "--label", &label, "-e", "POSTGRES_PASSWORD"];
+    let (ok, text) = docker(&[&args[..], &[&image(), "-c", "listen_addresses="]].concat());
+    assert!(ok, "{text}");
+    let container = Container { name, user: "postgres", psql: "psql" };
+    let until = Instant::now() + Duration::from_secs(90);
+    while !docker(&["exec", &container.name, "pg_isready"]).0 {
+        assert!(Instant::now() < until, "{}", docker(&["logs", &container.name]).1);
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    let keys = format!("container = '{}'", container.name);
+    let error = adapter(&keys).probe(&bench().cx(), &RestoreTarget::Live).await.unwrap_err();
+    assert_eq!(error.kind(), AdapterErrorKind::Unavailable, "{}", chain(&error));
+}

@@ -279,3 +279,25 @@ async fn one_that_cannot_be_asked_before_a_file_is_back_is_looked_at_again() {
     h.db.script(|s| s.failing.extend([Step::Probe, Step::Plan]));
     assert!(matches!(&h.plan().await.services[1].action, RecoveryAction::Blocked { .. }));
 }
+
+/// Without a stack nobody makes a container, whatever else comes back.
+#[tokio::test]
+async fn without_a_stack_a_missing_container_is_what_stands_in_the_way() {
+    let (db, env) = (adapter(), adapter());
+    env.script(|s| s.comes_first = true);
+    db.script(|s| s.container = Some("db-1".to_owned()));
+    let adapters = [("db", db.clone()), ("env", env.clone()), ("web-files", adapter())];
+    let w = World::with_config(HOST, &adapters).await;
+    w.back_up().await;
+    empty(&env);
+    db.script(|s| s.missing = true);
+    let plan = w.engine.plan_recovery(&RecoveryRequest::default()).await.unwrap();
+    let of_db = plan.services.iter().find(|s| s.service.as_str() == "db").unwrap();
+    assert!(
+        matches!(&of_db.action, RecoveryAction::Blocked { why } if why.contains("no such service")),
+        "{of_db:?}"
+    );
+    let report = w.engine.recover(&plan, CancellationToken::new()).await.unwrap();
+    assert_eq!(report.outcome(), Outcome::Failed);
+    assert!(text_of(&env.live()).contains("hello world"));
+}

@@ -90,7 +90,11 @@ impl Inner {
         for (name, found) in names.iter().zip(found) {
             let service = self.service(name)?;
             let part = around.as_ref().and_then(|a| a.part_of(service));
-            let first_lost = first_lost && !self.is_first(name, &names);
+            // Whether there is reason to hope that it can be asked later.
+            let later = |e: &BackupError| match is_missing(e, service) {
+                true => guesses,
+                false => first_lost && !self.is_first(name, &names),
+            };
             let action = match found {
                 Ok(Found::Lost(preview)) => {
                     let RestorePreview { entry, metadata, passed_over, plan, .. } = &*preview;
@@ -101,9 +105,7 @@ impl Inner {
                     previews.push(*preview);
                     RecoveryAction::Restore(Box::new(planned))
                 }
-                Ok(Found::Unknown(_, e)) if !(first_lost || guesses && is_missing(&e, service)) => {
-                    RecoveryAction::Blocked { why: chain(&e) }
-                }
+                Ok(Found::Unknown(_, e)) if !later(&e) => RecoveryAction::Blocked { why: chain(&e) },
                 Ok(Found::Unknown(chosen, e)) if !is_missing(&e, service) => {
                     let Chosen { entry, metadata, passed_over } = &*chosen;
                     let mut planned = planned(entry, metadata, passed_over, &history);
