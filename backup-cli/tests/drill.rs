@@ -2,31 +2,8 @@
 
 use super::support::{World, find, tree};
 
-const CONFIG: &str = "\
-state_dir = 'state'
-store.url = 'store'
-[intervals.hourly]
-services = ['data', 'env']
-keep = 5
-[services.data]
-kind = 'files'
-paths = ['data']
-after = ['env']
-rto = '1min'
-max_age = '2h'
-[services.env]
-kind = 'env'
-paths = ['.env']
-";
-
 fn world() -> World {
-    let world = World::new();
-    world.write("backup.toml", CONFIG);
-    world.write(".env", "A=canary-drill\n");
-    world.fill();
-    world.ok(&["init"]);
-    world.ok(&["run", "hourly"]);
-    world
+    World::backed_up("A=canary-drill\n")
 }
 
 #[test]

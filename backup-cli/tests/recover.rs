@@ -2,30 +2,9 @@
 
 use super::support::{FIRST, World, tree};
 
-const CONFIG: &str = "\
-state_dir = 'state'
-store.url = 'store'
-[intervals.hourly]
-services = ['data', 'env']
-keep = 5
-[services.data]
-kind = 'files'
-paths = ['data']
-after = ['env']
-rto = '1min'
-[services.env]
-kind = 'env'
-paths = ['.env']
-";
-
 /// A host that has lost everything but the store and the configuration.
 fn lost() -> World {
-    let world = World::new();
-    world.write("backup.toml", CONFIG);
-    world.write(".env", "A=1\n");
-    world.fill();
-    world.ok(&["init"]);
-    world.ok(&["run", "hourly"]);
+    let world = World::backed_up("A=1\n");
     std::fs::remove_dir_all(world.path("data")).unwrap();
     std::fs::remove_file(world.path(".env")).unwrap();
     world

@@ -30,6 +30,24 @@ paths = ["data"]
 max_age = "2h"
 "#;
 
+/// A configuration of two services, of which `data` comes after `env`.
+pub(crate) const TWO: &str = "\
+state_dir = 'state'
+store.url = 'store'
+[intervals.hourly]
+services = ['data', 'env']
+keep = 5
+[services.data]
+kind = 'files'
+paths = ['data']
+after = ['env']
+rto = '1min'
+max_age = '2h'
+[services.env]
+kind = 'env'
+paths = ['.env']
+";
+
 pub(crate) struct World {
     dir: TempDir,
 }
@@ -58,6 +76,17 @@ impl World {
         world.write("backup.toml", CONFIG);
         world.fill();
         world.ok(&["init"]);
+        world
+    }
+
+    /// With [`TWO`], both backed up; `.env` says `dotenv`.
+    pub(crate) fn backed_up(dotenv: &str) -> Self {
+        let world = Self::new();
+        world.write("backup.toml", TWO);
+        world.write(".env", dotenv);
+        world.fill();
+        world.ok(&["init"]);
+        world.ok(&["run", "hourly"]);
         world
     }
 

@@ -1,5 +1,6 @@
 //! [`FakeAdapter`]: a service in memory that behaves as a script says, and remembers what was asked of it.
 
+mod body;
 mod config;
 mod interrupt;
 mod script;
@@ -7,12 +8,10 @@ mod script;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures::stream::{self, BoxStream};
-use futures::{FutureExt, StreamExt};
+use futures::{FutureExt, StreamExt, stream};
 use serde::{Deserialize, Serialize};
 
 use crate::adapter::{
@@ -27,11 +26,9 @@ use crate::registry::AdapterConfig;
 use crate::runtime::{InterruptionEntry, Replay};
 use crate::source::{Artifact, BackupSource, CaptureReport, ReadOutcome, Settlement};
 
+use body::{body, until_over};
 pub use config::FakeConfig;
 pub use script::{Call, Content, Interrupts, Script, Step, text_of, text_of_dir};
-
-/// How often a body that hangs looks whether it may go on.
-const LET_GO_POLL: Duration = Duration::from_millis(5);
 
 /// Marks an artifact that scripts of old are said to have written.
 const OLD: &str = "old";
@@ -210,64 +207,6 @@ impl FakeAdapter {
         report.only_if_changed = state.script.only_if_changed;
         report
     }
-}
-
-/// Waits until the operation is cancelled or its deadline passes.
-async fn until_over(cx: &OpContext) -> AdapterError {
-    let deadline = async {
-        match cx.deadline {
-            Some(at) => tokio::time::sleep_until(at).await,
-            None => std::future::pending().await,
-        }
-    };
-    tokio::select! {
-        () = cx.cancel.cancelled() => {}
-        () = deadline => {}
-    }
-    cx.check_alive().err().unwrap_or_else(AdapterError::cancelled)
-}
-
-fn body(
-    adapter: FakeAdapter,
-    cx: OpContext,
-    name: ArtifactName,
-    chunks: Vec<Bytes>,
-) -> BoxStream<'static, Result<Bytes, AdapterError>> {
-    let [fail_at, hang_at, panic_at] = {
-        let script = &adapter.state().script;
-        [&script.fail_at, &script.hang_at, &script.panic_at].map(|at| at.get(&name).copied())
-    };
-    // One item more than there are chunks: the end may fail, too.
-    stream::iter(chunks.into_iter().map(Some).chain([None]).enumerate())
-        .then(move |(n, chunk)| {
-            let (cx, adapter, name) = (cx.clone(), adapter.clone(), name.clone());
-            async move {
-                assert!(panic_at != Some(n), "artifact `{name}` panics at chunk {n}, as the script says");
-                if hang_at == Some(n) {
-                    let let_go = async {
-                        while adapter.state().script.hang_at.contains_key(&name) {
-                            tokio::time::sleep(LET_GO_POLL).await;
-                        }
-                    };
-                    tokio::select! {
-                        biased;
-                        over = until_over(&cx) => return Err(over),
-                        () = let_go => {}
-                    }
-                }
-                cx.check_alive()?;
-                if fail_at == Some(n) {
-                    let message = format!("artifact `{name}` fails at chunk {n}, as the script says");
-                    return Err(AdapterError::new(AdapterErrorKind::Other, message));
-                }
-                if chunk.is_none() {
-                    adapter.state().log.push(Call::ReadEnd(name));
-                }
-                Ok(chunk)
-            }
-        })
-        .filter_map(|item| std::future::ready(item.transpose()))
-        .boxed()
 }
 
 /// What a step of a fake restore remembers: the key of a content.
