@@ -64,6 +64,8 @@ pub struct Config {
     pub guard: Guard,
     /// The Compose project that the services run in.
     pub compose: Option<ComposeConfig>,
+    /// Whether each run keeps the configuration, too: a program that reads one from a file sees to that.
+    pub backup_configuration: bool,
 }
 
 /// `[compose]`: what `recover` makes containers from.
@@ -147,6 +149,8 @@ pub struct ServiceConfig {
     pub max_age: Option<Duration>,
     /// How long a recovery may take.
     pub rto: Option<Duration>,
+    /// Whether `recover` and `drill` take it when no service is named. Programs set it; there is no key for it.
+    pub recovers: bool,
     /// For people and filters.
     pub labels: BTreeMap<String, String>,
     /// The adapter's own keys.
@@ -164,6 +168,7 @@ impl ServiceConfig {
             timeout: None,
             max_age: None,
             rto: None,
+            recovers: true,
             labels: BTreeMap::new(),
             settings,
         }
@@ -213,6 +218,7 @@ impl Config {
             compression_level: DEFAULT_COMPRESSION_LEVEL,
             guard: Guard::default(),
             compose: None,
+            backup_configuration: true,
         }
     }
 

@@ -90,6 +90,8 @@ struct Inner {
     stack: Option<Arc<dyn Stack>>,
     /// Who has it gives orders to the stack.
     stack_turn: tokio::sync::Mutex<()>,
+    /// Backups of the old scripts as they were read for plans: they may be large, and a plan is made more than once.
+    read_legacy: std::sync::Mutex<legacy::AlreadyRead>,
     host: String,
     tool: String,
     patience: Duration,
@@ -182,6 +184,7 @@ impl Engine {
             watchdog: Arc::new(NoWatchdog),
             stack: None,
             stack_turn: tokio::sync::Mutex::new(()),
+            read_legacy: std::sync::Mutex::default(),
             host,
             tool: concat!("backup-core ", env!("CARGO_PKG_VERSION")).to_owned(),
             patience: LOCK_PATIENCE,

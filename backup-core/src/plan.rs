@@ -63,6 +63,8 @@ pub struct PlannedService {
     pub rto: Option<Duration>,
     /// Whether it takes part in runs.
     pub enabled: bool,
+    /// Whether `recover` and `drill` take it when no service is named.
+    pub recovers: bool,
     /// For people and filters.
     pub labels: BTreeMap<String, String>,
 }
@@ -165,6 +167,7 @@ fn plan_service(
         max_age: config.max_age,
         rto: config.rto,
         enabled: config.enabled,
+        recovers: config.recovers,
         labels: config.labels,
     })
 }

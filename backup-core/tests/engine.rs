@@ -36,6 +36,8 @@ mod retention;
 mod stack;
 #[path = "engine/verification.rs"]
 mod verification;
+#[path = "engine/worst_day.rs"]
+mod worst_day;
 
 /// Events, kept.
 #[derive(Debug, Clone, Default)]

@@ -34,6 +34,7 @@ struct RawConfig {
     #[serde(default)]
     guard: RawGuard,
     compose: Option<RawCompose>,
+    backup_configuration: Option<bool>,
 }
 
 #[derive(Deserialize)]
@@ -148,6 +149,7 @@ pub(super) fn read(table: toml::Table) -> Result<Config, ConfigError> {
         compression_level: compression_level(&raw.compression)?,
         guard: guard(&raw.guard)?,
         compose: raw.compose.map(compose).transpose()?,
+        backup_configuration: raw.backup_configuration.unwrap_or(true),
     })
 }
 

@@ -3,6 +3,7 @@
 //! they are verified and restored like any other, and a second reading that differs is damage.
 
 use std::collections::BTreeMap;
+use std::sync::PoisonError;
 
 use tokio_util::sync::CancellationToken;
 
@@ -29,6 +30,10 @@ pub struct LegacyView {
     /// How to restore it without this program, as RESTORE.md is for our own; empty if it cannot be told.
     pub by_hand: String,
 }
+
+/// What was found out about those that were read, and how their directories were then. Whoever restores one reads it once
+/// more, and finds out if it is another by now.
+pub(super) type AlreadyRead = BTreeMap<BackupId, (LegacyDir, Metadata)>;
 
 /// Warns of every one of them, in verifications, plans and reports.
 const NO_EVIDENCE: &str = "made by the old scripts, which recorded no checksum and no count: at best it is whole as far as \
@@ -213,8 +218,16 @@ impl Inner {
                 "{id} is legacy, and its metadata.json says `status` {status}: use --force to restore it all the same"
             )));
         }
+        let known =
+            |read: &AlreadyRead| read.get(id).filter(|(then, _)| *then == dir).map(|(_, m)| m.clone());
+        if let Some(metadata) = known(&self.read_legacy.lock().unwrap_or_else(PoisonError::into_inner)) {
+            return Ok(metadata);
+        }
         let run = self.quiet_run("restore", cancel)?;
         let cx = self.context(&run, service, id.timestamp, deadline(service.timeout))?;
-        self.measure_legacy(&cx, service, id).await
+        let metadata = self.measure_legacy(&cx, service, id).await?;
+        let mut read = self.read_legacy.lock().unwrap_or_else(PoisonError::into_inner);
+        read.insert(id.clone(), (dir, metadata.clone()));
+        Ok(metadata)
     }
 }

@@ -1,7 +1,5 @@
 //! Work on many services: in parallel up to a limit, along `after`, each safe from the others' failures.
 
-use std::collections::BTreeSet;
-
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 
@@ -33,7 +31,7 @@ impl Inner {
         after.iter().filter(|a| services.contains(a))
     }
 
-    /// Does `work` for each, for so many at once; the steps in the order in which they ended. One that panics is a step of the kind `kind`
+    /// Does `work` for each, for so many at once, in the order given as far as `after` lets; the steps in the order in which they ended. One that panics is a step of the kind `kind`
     /// that failed.
     pub(super) async fn for_each<F, W>(
         &self,
@@ -47,7 +45,12 @@ impl Inner {
         W: Future<Output = StepReport> + Send + 'static,
     {
         let mut steps: Vec<StepReport> = Vec::new();
-        let mut waiting: BTreeSet<ServiceName> = services.iter().cloned().collect();
+        let mut waiting: Vec<ServiceName> = Vec::new();
+        for name in services {
+            if !waiting.contains(name) {
+                waiting.push(name.clone());
+            }
+        }
         let mut running = FuturesUnordered::new();
         loop {
             let is_done = |name: &ServiceName| steps.iter().any(|s| s.service == *name);
@@ -58,7 +61,7 @@ impl Inner {
                 .cloned()
                 .collect();
             for name in ready {
-                waiting.remove(&name);
+                waiting.retain(|other| *other != name);
                 let task = self.tasks.spawn(work(name.clone()));
                 running.push(async move { (name, task.await) });
             }

@@ -2,6 +2,7 @@
 //! take; then the same plan, executed.
 
 mod around;
+mod fallback;
 mod plan;
 mod predict;
 mod run;

@@ -130,23 +130,34 @@ impl Inner {
             step.notes.push("it was deleted meanwhile".to_owned());
             step.notes.extend(step.error.take());
         }
-        // Trouble on the way to the bytes proves nothing about them: only a verdict becomes a fact.
-        if matches!(step.outcome, Outcome::Ok | Outcome::Damaged)
-            && !matches!(entry.state, BackupState::Legacy)
-        {
-            let mut body = self.fact(run, self.clock.now());
-            body.duration_ms = step.ms;
-            body.bytes = step.stored_bytes;
-            body.findings = step.error.iter().cloned().collect();
-            let kind = FactKind::Verify { level, ok: step.outcome == Outcome::Ok };
-            if let Err(e) = self.catalog.add_fact(&entry.id, kind, &body).await {
-                let note = chain(&e);
-                self.warn(Some(name), note.clone());
-                step.notes.push(note);
-            }
-        }
+        self.note_verdict(run, entry, level, &mut step).await;
         self.announce(&step);
         step
+    }
+
+    /// Notes what was found beside the backup. Trouble on the way to the bytes proves nothing about them: only a verdict
+    /// becomes a fact.
+    pub(super) async fn note_verdict(
+        &self,
+        run: &Run,
+        entry: &Entry,
+        level: VerifyLevel,
+        step: &mut StepReport,
+    ) {
+        let verdict = matches!(step.outcome, Outcome::Ok | Outcome::Damaged);
+        if !verdict || matches!(entry.state, BackupState::Legacy) {
+            return;
+        }
+        let mut body = self.fact(run, self.clock.now());
+        body.duration_ms = step.ms;
+        body.bytes = step.stored_bytes;
+        body.findings = step.error.iter().cloned().collect();
+        let kind = FactKind::Verify { level, ok: step.outcome == Outcome::Ok };
+        if let Err(e) = self.catalog.add_fact(&entry.id, kind, &body).await {
+            let note = chain(&e);
+            self.warn(Some(&entry.id.service), note.clone());
+            step.notes.push(note);
+        }
     }
 
     async fn is_gone(&self, entry: &Entry) -> bool {
@@ -158,7 +169,7 @@ impl Inner {
         }
     }
 
-    async fn examine(
+    pub(super) async fn examine(
         self: &Arc<Self>,
         run: &Run,
         name: &ServiceName,

@@ -304,7 +304,9 @@ impl ServiceAdapter for FakeAdapter {
         }
         self.begin(cx, Step::Plan, Call::Plan).await?;
         let steps = backup.artifacts.iter().map(|a| format!("restore `{}` {what}", a.name)).collect();
-        let space = vec![SpaceNeed { path: cx.spool.clone(), bytes: backup.plain_bytes() }];
+        let room = self.script(|s| s.room);
+        let space =
+            vec![SpaceNeed { path: cx.spool.clone(), bytes: room.unwrap_or_else(|| backup.plain_bytes()) }];
         let token = StepToken::new(&Token::Staged(cx.run_id.to_string()))?;
         let what = "the content".to_owned();
         let kept = Replaced { what, kept_as: format!("kept.{}", cx.timestamp), changed_at: None };

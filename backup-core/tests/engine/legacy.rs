@@ -27,7 +27,7 @@ fn old() -> BackupId {
 }
 
 impl World {
-    async fn put(&self, id: &BackupId, file: &str, bytes: impl Into<Bytes>) {
+    pub(super) async fn put(&self, id: &BackupId, file: &str, bytes: impl Into<Bytes>) {
         let mut writer =
             self.store.inner().writer(&id.file(file).unwrap(), Default::default()).await.unwrap();
         writer.write(bytes.into()).await.unwrap();

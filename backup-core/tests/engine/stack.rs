@@ -27,6 +27,8 @@ struct Fake {
     /// What the definition is missing.
     unknown: Arc<Mutex<Option<FakeAdapter>>>,
     refuses: Arc<Mutex<Option<&'static str>>>,
+    /// It starts, and never answers.
+    silent: Arc<Mutex<bool>>,
 }
 
 #[async_trait]
@@ -54,7 +56,7 @@ impl Stack for Fake {
         for part in parts {
             self.states.lock().unwrap().insert(part.clone(), PartState::Running);
         }
-        if parts.iter().any(|p| p == "db") {
+        if parts.iter().any(|p| p == "db") && !*self.silent.lock().unwrap() {
             self.db.script(|s| {
                 s.failing.clear();
                 s.missing = false;
@@ -115,6 +117,7 @@ async fn host() -> Host {
         db: db.clone(),
         unknown: Arc::default(),
         refuses: Arc::default(),
+        silent: Arc::default(),
     };
     empty(&db);
     db.script(|s| s.failing.extend([Step::Probe, Step::Plan]));
@@ -300,4 +303,20 @@ async fn without_a_stack_a_missing_container_is_what_stands_in_the_way() {
     let report = w.engine.recover(&plan, CancellationToken::new()).await.unwrap();
     assert_eq!(report.outcome(), Outcome::Failed);
     assert!(text_of(&env.live()).contains("hello world"));
+}
+
+/// It runs, answers nobody and writes nothing: that ends, with its last words, and the others come back.
+#[tokio::test(start_paused = true)]
+async fn one_that_never_answers_is_given_up_and_the_others_come_back() {
+    let h = host().await;
+    empty(&h.env);
+    *h.stack.silent.lock().unwrap() = true;
+    let began = tokio::time::Instant::now();
+    let report = h.recover().await;
+    let waited = began.elapsed().as_secs();
+    assert!((60..90).contains(&waited), "{waited} s");
+    let of_db = report.steps.iter().find(|s| s.service.as_str() == "db").unwrap();
+    assert!(of_db.error.as_ref().unwrap().contains("no progress for 60 s"), "{of_db:?}");
+    assert!(text_of(&h.env.live()).contains("hello world"));
+    assert_eq!(h.stack.orders(), ["stop web", "start db"], "applications wait");
 }

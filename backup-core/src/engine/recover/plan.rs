@@ -6,7 +6,7 @@ use futures::{StreamExt, stream};
 use tokio_util::sync::CancellationToken;
 
 use super::around::Around;
-use super::predict::{History, in_all};
+use super::predict::{History, in_all, longest_first};
 use super::{
     PlannedRestore, RECOVERY_FORMAT, RecoveryAction, RecoveryPlan, RecoveryRequest, ServiceRecovery, Verified,
 };
@@ -141,6 +141,7 @@ impl Inner {
                 action,
             });
         }
+        plan.services = longest_first(plan.services);
         let restores = plan.restores().count() > 0;
         plan.stack = around.as_ref().map(|a| a.steps(self, request.services.is_empty(), restores));
         plan.predicted_ms = in_all(&plan.services, plan.parallel);
@@ -154,7 +155,8 @@ impl Inner {
     ) -> Result<Vec<ServiceName>, BackupError> {
         let mut names = self.services_or_all(wanted)?;
         // One that is named is meant, even if it takes part in no runs.
-        names.retain(|n| !wanted.is_empty() || self.plan.services.get(n).is_some_and(|s| s.enabled));
+        let taken = |n: &ServiceName| self.plan.services.get(n).is_some_and(|s| s.enabled && s.recovers);
+        names.retain(|n| !wanted.is_empty() || taken(n));
         Ok(self.in_turn(&names))
     }
 
@@ -181,7 +183,7 @@ impl Inner {
             return Ok(Found::Holds(what));
         }
         let restore = RestoreRequest { selector, ..RestoreRequest::new(name.clone()) };
-        let chosen = self.choose_restorable(&restore).await?;
+        let chosen = self.choose_readable(request.at, &restore).await?;
         if down {
             return Ok(Found::Absent(Box::new(chosen)));
         }
@@ -191,6 +193,7 @@ impl Inner {
         {
             return Ok(Found::Holds(what));
         }
+        let restore = RestoreRequest { selector: Selector::Exactly(chosen.entry.id.clone()), ..restore };
         match self.preview(&restore, chosen.clone()).await {
             Ok(preview) => Ok(Found::Lost(Box::new(preview))),
             Err(e @ BackupError::Adapter { .. }) => Ok(Found::Unknown(Box::new(chosen), e)),

@@ -122,6 +122,32 @@ impl Inner {
     }
 }
 
+/// In an order in which none comes before one that it waits for, and else those first after which most is still to be done:
+/// what takes long shall not begin last. What was never measured counts as nothing.
+pub(super) fn longest_first(mut services: Vec<ServiceRecovery>) -> Vec<ServiceRecovery> {
+    let ms = |s: &ServiceRecovery| match &s.action {
+        RecoveryAction::Restore(restore) => restore.predicted.as_ref().map_or(0, |p| p.ms),
+        _ => 0,
+    };
+    // They come in an order in which none is before one that it waits for: from the last, each dependent is known.
+    let mut left: BTreeMap<ServiceName, u64> = BTreeMap::new();
+    for service in services.iter().rev() {
+        let dependents = services.iter().filter(|s| s.after.contains(&service.service));
+        let longest = dependents.filter_map(|s| left.get(&s.service)).max().copied().unwrap_or(0);
+        left.insert(service.service.clone(), ms(service).saturating_add(longest));
+    }
+    let mut out: Vec<ServiceRecovery> = Vec::new();
+    while !services.is_empty() {
+        let waits = |s: &ServiceRecovery| s.after.iter().any(|a| services.iter().any(|o| o.service == *a));
+        let ready = services.iter().enumerate().filter(|(_, s)| !waits(s));
+        // Of equals the first.
+        let next = ready.min_by_key(|(_, s)| std::cmp::Reverse(left.get(&s.service).copied().unwrap_or(0)));
+        let at = next.map_or(0, |(at, _)| at);
+        out.push(services.remove(at));
+    }
+    out
+}
+
 /// How long all of it takes: along `after`, `parallel` at once, in the order of the plan. `None` if a time is not known.
 pub(super) fn in_all(services: &[ServiceRecovery], parallel: usize) -> Option<u64> {
     let mut ends: BTreeMap<&ServiceName, u64> = BTreeMap::new();
@@ -203,6 +229,21 @@ mod tests {
         assert_eq!(in_all(&three, 2), Some(20));
         assert_eq!(in_all(&[service("a", &[], None)], 2), None);
         assert_eq!(in_all(&[], 2), Some(0));
+    }
+
+    #[test]
+    fn what_takes_long_begins_first_and_what_it_waits_for_before() {
+        let names = |services: Vec<ServiceRecovery>| -> String {
+            longest_first(services).iter().map(|s| s.service.as_str().to_owned()).collect()
+        };
+        let three = [("a", 10), ("b", 20), ("c", 30), ("d", 40)].map(|(n, ms)| service(n, &[], Some(ms)));
+        assert_eq!(in_all(&three, 3), Some(50));
+        assert_eq!(in_all(&longest_first(three.to_vec()), 3), Some(40));
+        assert_eq!(names(three.to_vec()), "dcba");
+        let chain = [service("e", &[], Some(1)), service("f", &[], Some(30)), service("g", &["e"], Some(40))];
+        assert_eq!(names(chain.to_vec()), "egf");
+        let unknown = ["a", "b"].map(|n| service(n, &[], None));
+        assert_eq!(names(unknown.to_vec()), "ab");
     }
 
     #[test]

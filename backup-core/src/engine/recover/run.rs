@@ -198,7 +198,7 @@ impl Inner {
                 }
             }
         };
-        self.restore_locked(run, preview, step).await?;
+        self.restore_or_older(run, &work.plan.request, preview, step).await?;
         self.take_a_write(run, service, step).await?;
         step.restore_ms = Some(millis(started));
         Ok(())

@@ -136,6 +136,8 @@ pub struct Script {
     pub container: Option<String>,
     /// Whether others read what it restores.
     pub comes_first: bool,
+    /// The free space that a restore says it needs, in bytes; `None`: as much as the backup holds.
+    pub room: Option<u64>,
 }
 
 impl Default for Script {
@@ -157,6 +159,7 @@ impl Default for Script {
             missing: false,
             container: None,
             comes_first: false,
+            room: None,
         }
     }
 }
