@@ -39,6 +39,7 @@ On the worst day:
   backup recover                    do it: every service that does not hold its data
   backup restore SERVICE --dry-run  what a restore would do; changes nothing
   backup restore SERVICE            do it; what was there is kept aside
+  backup bootstrap STORE            on an empty machine: the configuration, from the store
   backup undo SERVICE               put back what was there
   backup show SERVICE --by-hand     the commands to do it without this program
 
@@ -102,6 +103,7 @@ pub(crate) enum Verb {
     Status(commands::status::Args),
     Verify(commands::verify::Args),
     Restore(commands::restore::Args),
+    Bootstrap(commands::bootstrap::Args),
     Recover(commands::recover::Args),
     Drill(commands::drill::Args),
     Undo(commands::undo::Args),

@@ -5,6 +5,7 @@ use crate::context::{Context, Done};
 use crate::error::CliError;
 
 pub(crate) mod adapters;
+pub(crate) mod bootstrap;
 pub(crate) mod cleanup;
 pub(crate) mod completions;
 pub(crate) mod drill;
@@ -34,6 +35,7 @@ impl Verb {
             Self::Status(args) => args.run(cx).await,
             Self::Verify(args) => args.run(cx).await,
             Self::Restore(args) => args.run(cx).await,
+            Self::Bootstrap(args) => args.run(cx).await,
             Self::Recover(args) => args.run(cx).await,
             Self::Drill(args) => args.run(cx).await,
             Self::Undo(args) => args.run(cx).await,

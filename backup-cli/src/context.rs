@@ -19,10 +19,10 @@ use crate::render::{human::HumanEvents, json::JsonEvents};
 use crate::signals::Interrupt;
 use crate::ui::Ui;
 use crate::watchdog::OwnWatchdog;
-use crate::{Cli, environment, exit_code, secrets::Secrets, zero};
+use crate::{Cli, configuration, environment, exit_code, secrets::Secrets, zero};
 
 /// Where a configuration is looked for, after `--config` and `$BACKUP_CONFIG`.
-const PLACES: [&str; 2] = ["backup.toml", "/etc/backup/backup.toml"];
+pub(crate) const PLACES: [&str; 2] = ["backup.toml", "/etc/backup/backup.toml"];
 
 /// How long the store is waited for by what can do without it.
 const STORE_PATIENCE: Duration = Duration::from_secs(3);
@@ -73,6 +73,8 @@ pub(crate) struct Session {
     pub(crate) intervals: Vec<Interval>,
     /// Whether there is a configuration file.
     pub(crate) configured: bool,
+    /// The service that has the configuration, if nobody configured one.
+    pub(crate) configuration: Option<ServiceName>,
 }
 
 /// A configuration that was read and resolved.
@@ -82,6 +84,8 @@ pub(crate) struct Prepared {
     pub(crate) intervals: Vec<Interval>,
     /// The configuration file, absolute.
     pub(crate) file: Option<PathBuf>,
+    /// The service that has it, if nobody configured one.
+    pub(crate) configuration: Option<ServiceName>,
     pub(crate) state_dir: PathBuf,
 }
 
@@ -162,17 +166,21 @@ impl Context {
     /// Resolves a configuration; `file` is where it comes from, if it is one.
     pub(crate) fn prepare(
         &self,
-        config: Config,
+        mut config: Config,
         base: &Path,
         file: Option<PathBuf>,
     ) -> Result<Prepared, CliError> {
         let intervals = config.intervals.keys().cloned().collect();
+        let configuration = match &file {
+            Some(file) => configuration::add(&mut config, file, self.cli.adapters.kinds())?,
+            None => None,
+        };
         let plan = config.resolve(&self.cli.adapters, base)?;
         let state_dir = match &plan.state_dir {
             Some(dir) => dir.clone(),
             None => environment::default_state_dir()?,
         };
-        Ok(Prepared { plan, intervals, file, state_dir })
+        Ok(Prepared { plan, intervals, file, configuration, state_dir })
     }
 
     /// Opens a configuration.
@@ -211,7 +219,7 @@ impl Context {
 
     /// The engine over a configuration and a catalog.
     pub(crate) fn assemble(&self, prepared: Prepared, catalog: Catalog) -> Result<Session, CliError> {
-        let Prepared { plan, intervals, file, state_dir } = prepared;
+        let Prepared { plan, intervals, file, configuration, state_dir } = prepared;
         let state = StateDir::open(state_dir)?;
         let catalog = match state.cache(catalog.store_id()) {
             Ok(cache) => catalog.with_cache(cache),
@@ -245,7 +253,7 @@ impl Context {
             engine = engine.stack(stack);
         }
         let engine = self.engine.get_or_init(|| engine.build()).clone();
-        Ok(Session { engine, intervals, configured })
+        Ok(Session { engine, intervals, configured, configuration })
     }
 
     async fn open_store(&self, store: &StoreConfig, opening: Opening) -> Result<Arc<dyn Store>, CliError> {

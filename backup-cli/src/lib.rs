@@ -35,6 +35,7 @@ use clap::{CommandFactory as _, FromArgMatches as _};
 
 mod args;
 mod commands;
+mod configuration;
 mod containers;
 mod context;
 mod environment;

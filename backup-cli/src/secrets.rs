@@ -10,6 +10,7 @@ use backup_core::{ConfigError, Secret, SecretRef, SecretResolver};
 use crate::environment;
 
 mod dotenv;
+pub(crate) mod missing;
 #[cfg(feature = "full")]
 pub(crate) mod then;
 

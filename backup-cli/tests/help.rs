@@ -19,6 +19,7 @@ fn the_short_help_fits_a_screen() {
       status       Show whether every service is safe, and what to do if one is not
       verify       Prove that backups are what they were
       restore      Restore a service, over what is there or elsewhere
+      bootstrap    Prepare an empty machine for `backup recover`, from nothing but the store
       recover      Bring every service of this host back
       drill        Rehearse the recovery of this host, into scratch
       undo         Put back what the newest restore of a service had replaced

@@ -9,6 +9,7 @@ use super::support::{FIRST, World, tree};
 
 const CONFIG: &str = r#"
 state_dir = "state"
+backup_configuration = false
 [store]
 url = "store"
 [intervals.hourly]

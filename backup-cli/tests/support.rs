@@ -16,9 +16,10 @@ pub(crate) const SECOND: &str = "20260309_043821";
 /// Where no Docker engine listens.
 pub(crate) const NO_ENGINE: &str = "unix:///nonexistent/docker.sock";
 
-/// A configuration of one service, `data`, with two intervals.
+/// A configuration of one service, `data`, and nothing else.
 pub(crate) const CONFIG: &str = r#"
 state_dir = "state"
+backup_configuration = false
 [store]
 url = "store"
 [intervals.hourly]

@@ -50,7 +50,9 @@ impl Args {
         let mut request = BackupRequest::new(interval);
         request.services.clone_from(&self.services);
         request.cancel = cx.interrupt.graceful();
-        let report = session.engine.back_up(&request).await?;
+        let mut report = session.engine.back_up(&request).await?;
+        // Nobody asked for the configuration's own backup: it is told only if it could not be made.
+        report.steps.retain(|s| session.configuration.as_ref() != Some(&s.service) || !s.is_ok());
         let done = report::conclude(cx, &report, "backed up");
         let largest = report.steps.iter().filter(|s| s.outcome == Outcome::Ok).max_by_key(|s| s.plain_bytes);
         if !session.configured

@@ -7,12 +7,14 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use backup_adapters::env::{self, DotenvFile};
 use backup_core::engine::Selector;
+use backup_core::plan::PlannedService;
 use backup_core::{
     AdapterConfig, AdapterError, ConfigError, Engine, Secret, SecretHistory, SecretRef, SecretResolver,
     Timestamp,
 };
 
 use super::dotenv;
+use crate::configuration;
 
 /// Reads them when a restore asks.
 #[derive(Debug, Clone, Copy)]
@@ -33,7 +35,10 @@ struct Then(Vec<DotenvFile>);
 /// back them up, and a restore must not fail because of that.
 async fn secrets(engine: &Engine, at: Timestamp) -> Option<Arc<dyn SecretResolver>> {
     let mut files = Vec::new();
-    for service in engine.plan().services.values().filter(|s| s.adapter.kind() == env::EnvConfig::KIND) {
+    let has_secrets = |s: &&PlannedService| {
+        s.adapter.kind() == env::EnvConfig::KIND && s.name.as_str() != configuration::SERVICE
+    };
+    for service in engine.plan().services.values().filter(has_secrets) {
         let read = async {
             let source = engine.source(&service.name, &Selector::At(at)).await;
             let source = source.map_err(|e| {

@@ -72,6 +72,15 @@ impl Compose {
         Self { config, engine, program: OnceCell::new(), read: RwLock::new(None) }
     }
 
+    /// Whether there is a Compose here, and an engine that answers. Needs none of the project's files.
+    ///
+    /// # Errors
+    /// `InvalidConfig` without the program; `Unavailable` and `PermissionDenied` without the engine.
+    pub async fn check(&self) -> Result<(), AdapterError> {
+        self.program().await?;
+        find::list(&self.engine, None).await.map(drop)
+    }
+
     async fn program(&self) -> Result<&'static [&'static str], AdapterError> {
         let found = self.program.get_or_try_init(|| async {
             for program in PROGRAMS {
