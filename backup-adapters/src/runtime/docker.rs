@@ -23,10 +23,14 @@ mod exec;
 mod files;
 mod find;
 mod helper;
+mod isolated;
 mod lifecycle;
 mod mounts;
 mod network;
+mod outward;
 mod reader;
+mod reclaim;
+mod scratch;
 mod survey;
 mod twin;
 
@@ -35,6 +39,7 @@ pub use engine::DEFAULT_ENGINE;
 pub use files::ContainerFile;
 pub use helper::{Helper, HelperSpec};
 pub use reader::VolumeReader;
+pub use scratch::{Network, Purpose};
 pub use survey::{compose_project, compose_service, survey, survey_of};
 pub use twin::{Twin, TwinChange};
 
@@ -156,6 +161,33 @@ impl DockerRuntime {
         twin::start(&self.engine, self.found().await?, run, change).await
     }
 
+    /// Another container on the same engine, which a run has [left](Twin::leave) beside this one.
+    #[must_use]
+    pub fn left_beside(&self, id: &str) -> Self {
+        Self { container: id.to_owned(), engine: Arc::clone(&self.engine) }
+    }
+
+    /// The program that the container starts, with its arguments: its entry point, and its command.
+    ///
+    /// # Errors
+    /// As [`Self::endpoint`].
+    pub async fn started_by(&self) -> Result<(Vec<String>, Vec<String>), AdapterError> {
+        let config = self.found().await?.config.unwrap_or_default();
+        Ok((config.entrypoint.unwrap_or_default(), config.cmd.unwrap_or_default()))
+    }
+
+    /// The folder of this host that holds the engine's own data: volumes, and what containers write.
+    ///
+    /// # Errors
+    /// `Unavailable`, `Timeout`.
+    pub async fn root(&self) -> Result<Option<PathBuf>, AdapterError> {
+        if self.engine.socket().is_none() {
+            return Ok(None);
+        }
+        let info = self.engine.client().await?.info();
+        Ok(self.engine.call("ask for the engine's folder", info).await?.docker_root_dir.map(PathBuf::from))
+    }
+
     /// Whether the engine sees the files of this host: it is reached over a socket.
     #[must_use]
     pub fn shares_files(&self) -> bool {
@@ -198,23 +230,8 @@ impl DockerRuntime {
     /// # Errors
     /// `Unavailable`, `Timeout`.
     pub async fn reclaim(&self, dead: &[RunId]) -> Result<Vec<String>, AdapterError> {
-        reclaim(&self.engine, dead).await
+        reclaim::reclaim(&self.engine, dead).await
     }
-}
-
-async fn reclaim(engine: &Engine, dead: &[RunId]) -> Result<Vec<String>, AdapterError> {
-    let mut removed = Vec::new();
-    for run in dead {
-        for left in find::list(engine, Some(format!("{}={run}", beside::RUN_LABEL))).await? {
-            if !["", engine.service()].contains(&find::label(&left, beside::SERVICE_LABEL)) {
-                continue;
-            }
-            let id = left.id.clone().unwrap_or_default();
-            beside::remove_wholly(engine, engine.client().await?, &id).await?;
-            removed.push(format!("container `{}`, which was there for run {run}", find::name(&left)));
-        }
-    }
-    Ok(removed)
 }
 
 /// The name of a container without its slash.

@@ -7,5 +7,8 @@ mod false_engine;
 mod harm;
 mod lifecycle;
 mod place;
+mod scratch;
 mod support;
 mod volumes;
+#[path = "../common/scratch.rs"]
+mod watched;

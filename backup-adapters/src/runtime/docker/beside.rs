@@ -123,6 +123,11 @@ impl Beside {
         one_line(&tokio::time::timeout(LOG, text).await.unwrap_or_default())
     }
 
+    /// It stays until the run is reclaimed.
+    pub(super) fn leave(mut self) {
+        self.removal.done = true;
+    }
+
     /// Removes it, and waits for that.
     pub(super) async fn close(self) -> Result<(), AdapterError> {
         self.removal.now().await

@@ -12,9 +12,10 @@ use bollard::models::{ContainerCreateBody, ContainerInspectResponse, HostConfig}
 use super::beside::{Beside, IDLE, Input, bind};
 use super::engine::Engine;
 use super::reader::mounts_of;
+use super::scratch::{self, Purpose};
 use super::{exec, name_of};
 
-/// What a [`Helper`] gets. It has no network, no capabilities, and none of the service's environment.
+/// What a [`Helper`] gets. It has no network, no capabilities, and of the service's environment only what is named.
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub struct HelperSpec {
@@ -30,6 +31,10 @@ pub struct HelperSpec {
     pub memory: Option<u64>,
     /// Its environment. No secrets: whoever may inspect containers sees it.
     pub env: Vec<(String, String)>,
+    /// Variables that it gets as the service has them, e.g. that a licence is accepted.
+    pub keep: Vec<String>,
+    /// What it is for.
+    pub purpose: Purpose,
     /// Its first process; none: it does nothing by itself until it is dropped.
     pub program: Vec<String>,
 }
@@ -59,15 +64,23 @@ pub(super) async fn open(
     spec: HelperSpec,
 ) -> Result<Helper, AdapterError> {
     let what = "make a container for the service's programs";
-    let idle = spec.program.is_empty();
-    let beside = Beside::create(engine, run, body(service, spec), what).await?;
-    let alive = if idle { Some(beside.attach(what).await?) } else { None };
-    let beside = beside.start(what).await?;
+    if let (Purpose::Scratch, Some(bytes)) = (spec.purpose, spec.memory) {
+        scratch::chosen(engine, bytes).await?;
+    }
+    let launch = async |all: bool| {
+        let beside = Beside::create(engine, run, body(service, &spec, all), what).await?;
+        let alive = if spec.program.is_empty() { Some(beside.attach(what).await?) } else { None };
+        Ok((beside.start(what).await?, alive))
+    };
+    let (beside, alive) = match launch(true).await {
+        Err(e) if spec.purpose == Purpose::Scratch && scratch::is_too_much(&e) => launch(false).await?,
+        launched => launched?,
+    };
     let container = beside.inspect().await?;
     Ok(Helper { container, _alive: alive, beside })
 }
 
-fn body(service: Option<&ContainerInspectResponse>, spec: HelperSpec) -> ContainerCreateBody {
+fn body(service: Option<&ContainerInspectResponse>, spec: &HelperSpec, all: bool) -> ContainerCreateBody {
     let mut mounts = match service {
         Some(service) if spec.mounts => mounts_of(service, false),
         _ => Vec::new(),
@@ -75,7 +88,7 @@ fn body(service: Option<&ContainerInspectResponse>, spec: HelperSpec) -> Contain
     mounts.extend(spec.binds.iter().map(|(here, inside)| bind(here, inside)));
     let memory = spec.memory.and_then(|m| i64::try_from(m).ok());
     let idle = spec.program.is_empty();
-    let host = HostConfig {
+    let mut host = HostConfig {
         mounts: Some(mounts),
         network_mode: Some("none".to_owned()),
         // One that has a program of its own is asked how that ended.
@@ -87,13 +100,21 @@ fn body(service: Option<&ContainerInspectResponse>, spec: HelperSpec) -> Contain
         init: Some(true),
         ..Default::default()
     };
-    let program = if idle { IDLE.map(str::to_owned).to_vec() } else { spec.program };
+    if spec.purpose == Purpose::Scratch {
+        scratch::restrain(&mut host, all);
+    }
+    let theirs = service.and_then(|s| s.config.as_ref()?.env.as_ref()).into_iter().flatten();
+    let kept =
+        theirs.filter(|l| l.split_once('=').is_some_and(|(name, _)| spec.keep.iter().any(|k| k == name)));
+    let own = spec.env.iter().map(|(name, value)| format!("{name}={value}"));
+    let env = kept.cloned().chain(own).collect();
+    let program = if idle { IDLE.map(str::to_owned).to_vec() } else { spec.program.clone() };
     ContainerCreateBody {
-        image: spec.image.or_else(|| service.and_then(|s| s.image.clone())),
+        image: spec.image.clone().or_else(|| service.and_then(|s| s.image.clone())),
         entrypoint: Some(program),
         cmd: Some(Vec::new()),
-        env: Some(spec.env.iter().map(|(name, value)| format!("{name}={value}")).collect()),
-        user: Some(spec.user),
+        env: Some(env),
+        user: Some(spec.user.clone()),
         // Without a network no other name has an address, and there are programs that look for their own.
         hostname: Some("localhost".to_owned()),
         attach_stdin: Some(idle),

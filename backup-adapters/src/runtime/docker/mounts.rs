@@ -80,7 +80,7 @@ fn bound(options: &HashMap<String, String>) -> Option<PathBuf> {
     folder.is_absolute().then_some(folder)
 }
 
-fn in_container() -> bool {
+pub(super) fn in_container() -> bool {
     Path::new("/.dockerenv").exists() || Path::new("/run/.containerenv").exists()
 }
 

@@ -12,7 +12,9 @@ use bollard::models::{
 
 use super::beside::{Beside, bind};
 use super::engine::Engine;
-use super::{DockerRuntime, name_of};
+use super::isolated::Isolated;
+use super::scratch::{self, Network, Purpose};
+use super::{DockerRuntime, name_of, outward};
 
 /// How a [`Twin`] differs from the service's container.
 #[derive(Debug, Clone, Default)]
@@ -23,14 +25,24 @@ pub struct TwinChange {
     pub mounts: Vec<(PathBuf, String)>,
     /// The user that it runs as, if not that of the service: `uid:gid`.
     pub user: Option<String>,
+    /// Its command, if not that of the service.
+    pub command: Option<Vec<String>>,
+    /// What it is for. For a test restore, it gets no credentials for what is outside.
+    pub purpose: Purpose,
+    /// What it reaches.
+    pub network: Network,
+    /// For [`Purpose::Scratch`]: the memory that it needs, in bytes, where the service's container has no limit that tells it.
+    pub memory: Option<u64>,
 }
 
-/// A container like a service's, on other data. It has a network, and no published port.
+/// A container like a service's, on other data. It has no published port.
 ///
 /// Removed when this is dropped; what a killed process leaves is found by [`DockerRuntime::reclaim`].
 pub struct Twin {
     runtime: DockerRuntime,
     beside: Beside,
+    /// Goes after the container that is in it.
+    network: Option<Isolated>,
 }
 
 impl std::fmt::Debug for Twin {
@@ -47,40 +59,85 @@ pub(super) async fn start(
     change: TwinChange,
 ) -> Result<Twin, AdapterError> {
     let what = format!("run a container like `{}` beside it", name_of(&service));
-    let beside = Beside::create(engine, run, body(service, change), &what).await?.start(&what).await?;
-    let runtime = DockerRuntime { container: beside.id().to_owned(), engine: Arc::clone(engine) };
-    Ok(Twin { runtime, beside })
+    let memory = match change.purpose {
+        Purpose::Scratch => scratch::memory(engine, &service, change.memory).await?,
+        Purpose::Work => service.host_config.as_ref().and_then(|h| h.memory),
+    };
+    let network = match change.network {
+        Network::Isolated => Some(Isolated::create(engine, run).await?),
+        Network::Service | Network::None => None,
+    };
+    let place = match (change.network, &network) {
+        (_, Some(network)) => Some(network.id().to_owned()),
+        (Network::None, None) => Some("none".to_owned()),
+        (_, None) => network_of(&service),
+    };
+    let launch = async |all: bool| {
+        let body = body(&service, &change, memory, place.clone(), all);
+        Beside::create(engine, run, body, &what).await?.start(&what).await
+    };
+    let started = match launch(true).await {
+        Err(e) if change.purpose == Purpose::Scratch && scratch::is_too_much(&e) => launch(false).await,
+        started => started,
+    };
+    match started {
+        Ok(beside) => {
+            let runtime = DockerRuntime { container: beside.id().to_owned(), engine: Arc::clone(engine) };
+            Ok(Twin { runtime, beside, network })
+        }
+        Err(e) => {
+            if let Some(network) = network {
+                network.close().await?;
+            }
+            Err(e)
+        }
+    }
 }
 
-fn body(service: ContainerInspectResponse, change: TwinChange) -> ContainerCreateBody {
-    let config = service.config.unwrap_or_default();
+/// The service's network: its neighbours are reachable by the same names; it has no name there itself.
+fn network_of(service: &ContainerInspectResponse) -> Option<String> {
+    let mode = service.host_config.as_ref()?.network_mode.clone()?;
+    Some(mode).filter(|m| m != "host" && m != "none" && !m.starts_with("container:"))
+}
+
+fn body(
+    service: &ContainerInspectResponse,
+    change: &TwinChange,
+    memory: Option<i64>,
+    network: Option<String>,
+    all: bool,
+) -> ContainerCreateBody {
+    let config = service.config.clone().unwrap_or_default();
     let changed = |line: &String| {
         let name = line.split_once('=').map_or(line.as_str(), |(name, _)| name);
         change.env.iter().any(|(n, _)| n == name)
+            || (change.purpose == Purpose::Scratch && outward::is_outward(name))
     };
     let mut env: Vec<String> = config.env.unwrap_or_default().into_iter().filter(|l| !changed(l)).collect();
     env.extend(
         change.env.iter().filter_map(|(n, v)| v.as_ref().map(|value| format!("{n}={}", value.expose()))),
     );
-    let limits = service.host_config.unwrap_or_default();
-    // Its neighbours are reachable by the same names; it has no name there itself.
-    let network = limits.network_mode.filter(|m| m != "host" && m != "none" && !m.starts_with("container:"));
-    let host = HostConfig {
+    let limits = service.host_config.clone().unwrap_or_default();
+    let mut host = HostConfig {
         mounts: Some(change.mounts.iter().map(|(host, inside)| bind(host, Path::new(inside))).collect()),
         network_mode: network,
-        memory: limits.memory,
+        memory,
         nano_cpus: limits.nano_cpus,
+        shm_size: limits.shm_size,
         restart_policy: Some(RestartPolicy {
             name: Some(RestartPolicyNameEnum::NO),
             maximum_retry_count: None,
         }),
         ..Default::default()
     };
+    if change.purpose == Purpose::Scratch {
+        scratch::restrain(&mut host, all);
+    }
     ContainerCreateBody {
-        image: service.image,
+        image: service.image.clone(),
         entrypoint: config.entrypoint,
-        cmd: config.cmd,
-        user: change.user.or(config.user),
+        cmd: change.command.clone().or(config.cmd),
+        user: change.user.clone().or(config.user),
         working_dir: config.working_dir,
         env: Some(env),
         host_config: Some(host),
@@ -108,11 +165,33 @@ impl Twin {
         self.beside.stop(grace).await
     }
 
+    /// How its first process ended, if it has.
+    ///
+    /// # Errors
+    /// `NotFound`, `Unavailable`, `Timeout`.
+    pub async fn ended(&self) -> Result<Option<ExitStatus>, AdapterError> {
+        self.beside.ended().await
+    }
+
+    /// Leaves it running for later steps of the run: [`DockerRuntime::reclaim`] removes it.
+    #[must_use]
+    pub fn leave(self) -> DockerRuntime {
+        self.beside.leave();
+        if let Some(network) = self.network {
+            network.leave_be();
+        }
+        self.runtime
+    }
+
     /// Removes it, and waits for that.
     ///
     /// # Errors
     /// `Unavailable`, `Timeout`.
     pub async fn close(self) -> Result<(), AdapterError> {
-        self.beside.close().await
+        let removed = self.beside.close().await;
+        match self.network {
+            Some(network) => removed.and(network.close().await),
+            None => removed,
+        }
     }
 }

@@ -1,0 +1,235 @@
+//! What a container for a test restore may take of the host: what is left over, and no more. Production runs beside it.
+
+use std::time::Duration;
+
+use backup_core::{AdapterError, AdapterErrorKind};
+use bollard::models::{ContainerInspectResponse, ContainerStatsResponse, HostConfig};
+use bollard::query_parameters::StatsOptions;
+use futures::StreamExt as _;
+
+use super::engine::Engine;
+use super::{name_of, state_of};
+
+/// What a container beside a service's is for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Purpose {
+    /// A part of a backup, or of a restore over the service: it is not slowed down, and never refused.
+    #[default]
+    Work,
+    /// A test restore, which is thrown away: whatever is live goes first. Refused if the memory is not there.
+    Scratch,
+}
+
+/// What a container beside a service's can reach, and what can reach it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Network {
+    /// All that the service can.
+    #[default]
+    Service,
+    /// Nothing but this host, over a network of its own.
+    Isolated,
+    /// Nothing at all: programs are run in it.
+    None,
+}
+
+/// The share of processor time where it is scarce: 1024 is usual.
+const CPU_SHARES: i64 = 128;
+/// The share of the disks where they are busy, from 10 to 1000: 500 is usual.
+const BLKIO_WEIGHT: u16 = 100;
+/// The first that the kernel ends where memory runs out.
+const OOM_SCORE: i64 = 1000;
+/// Processes and threads. A server of Java has some hundred.
+const PIDS: i64 = 4096;
+
+/// How long the engine may take to tell what a container uses.
+const STATS: Duration = Duration::from_secs(10);
+
+/// Takes from a test restore what production needs. `all`: also what not every engine can do.
+pub(super) fn restrain(host: &mut HostConfig, all: bool) {
+    host.oom_score_adj = Some(OOM_SCORE);
+    host.cpu_shares = Some(CPU_SHARES);
+    if all {
+        host.blkio_weight = Some(BLKIO_WEIGHT);
+        host.pids_limit = Some(PIDS);
+    }
+    // Swapping would push what production has in memory out, too.
+    host.memory_swap = host.memory;
+}
+
+/// Whether the engine could not do something of what [`restrain`] asks for if it may: a kernel without a weight for disks says so
+/// only when the container starts.
+pub(super) fn is_too_much(error: &AdapterError) -> bool {
+    let text = backup_core::chain(error).to_lowercase();
+    ["blkio", "io.weight", "io.bfq", "pids"].iter().any(|word| text.contains(word))
+}
+
+/// Memory that a test restore needs, and why that is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Need {
+    bytes: u64,
+    why: &'static str,
+    /// It is also the most that it may take.
+    limits: bool,
+}
+
+/// The most memory that the container of a test restore may take.
+///
+/// It needs what the service's container may take; where that is not bounded, `usual`, which the caller knows; else what the
+/// service uses now; else nobody knows, and it is tried. One without a bound gets most of what is available, so that it
+/// cannot take what others are about to use.
+///
+/// # Errors
+/// `NoSpace` if there is less than it needs.
+pub(super) async fn memory(
+    engine: &Engine,
+    service: &ContainerInspectResponse,
+    usual: Option<u64>,
+) -> Result<Option<i64>, AdapterError> {
+    let need = match (limit(service), usual) {
+        (Some(bytes), _) => Some(Need { bytes, why: "the service's container has that", limits: true }),
+        (None, Some(bytes)) => Some(Need { bytes, why: "its server takes that", limits: false }),
+        (None, None) => used(engine, service).await.map(|bytes| Need {
+            bytes,
+            why: "the service takes that now",
+            limits: false,
+        }),
+    };
+    let available = available(engine).await;
+    bounded(name_of(service), need, available)
+}
+
+/// The same for a container whose limit is chosen.
+///
+/// # Errors
+/// `NoSpace` if there is less.
+pub(super) async fn chosen(engine: &Engine, bytes: u64) -> Result<Option<i64>, AdapterError> {
+    let need = Need { bytes, why: "its server is given that", limits: true };
+    bounded(engine.service(), Some(need), available(engine).await)
+}
+
+fn bounded(service: &str, need: Option<Need>, available: Option<u64>) -> Result<Option<i64>, AdapterError> {
+    if let (Some(need), Some(available)) = (need, available)
+        && need.bytes > available
+    {
+        let what = format!(
+            "the test restore of `{service}` needs about {} of memory ({}), {} are available: free some, or run it elsewhere",
+            shown(need.bytes),
+            need.why,
+            shown(available)
+        );
+        return Err(AdapterError::new(AdapterErrorKind::NoSpace, what));
+    }
+    let limit = match need {
+        Some(need) if need.limits => Some(need.bytes),
+        // An eighth stays for everybody else.
+        _ => available.map(|bytes| bytes - bytes / 8),
+    };
+    Ok(limit.and_then(|bytes| i64::try_from(bytes).ok()))
+}
+
+fn shown(bytes: u64) -> String {
+    // No need to be exact.
+    #[expect(clippy::cast_precision_loss, reason = "one digit is shown")]
+    let gigabytes = bytes as f64 / 1e9;
+    format!("{gigabytes:.1} GB")
+}
+
+/// What the container may take, if that is bounded.
+fn limit(container: &ContainerInspectResponse) -> Option<u64> {
+    let limit = container.host_config.as_ref()?.memory?;
+    u64::try_from(limit).ok().filter(|bytes| *bytes > 0)
+}
+
+/// What a running container takes, without what the kernel would give back at once.
+async fn used(engine: &Engine, container: &ContainerInspectResponse) -> Option<u64> {
+    let running = container.state.as_ref().map(state_of)?;
+    if running != backup_core::runtime::RunState::Running {
+        return None;
+    }
+    let client = engine.client().await.ok()?;
+    let options = StatsOptions { stream: false, one_shot: true };
+    let mut stats = Box::pin(client.stats(container.id.as_deref()?, Some(options)));
+    let told = tokio::time::timeout(STATS, stats.next()).await.ok()??.ok()?;
+    of_stats(&told)
+}
+
+fn of_stats(stats: &ContainerStatsResponse) -> Option<u64> {
+    let memory = stats.memory_stats.as_ref()?;
+    let detail = |name: &str| memory.stats.as_ref()?.get(name).copied();
+    // The first is of the older hierarchy of control groups.
+    let cached = detail("total_inactive_file").or_else(|| detail("inactive_file")).unwrap_or(0);
+    memory.usage.map(|usage| usage.saturating_sub(cached)).filter(|bytes| *bytes > 0)
+}
+
+/// What the engine's host can give now; of another host, all that it has.
+async fn available(engine: &Engine) -> Option<u64> {
+    if engine.socket().is_some()
+        && let Ok(text) = tokio::fs::read_to_string("/proc/meminfo").await
+        && let Some(bytes) = of_meminfo(&text)
+    {
+        return Some(bytes);
+    }
+    let info = engine.client().await.ok()?.info();
+    let total = engine.call("ask for the memory of the engine's host", info).await.ok()?.mem_total?;
+    u64::try_from(total).ok().filter(|bytes| *bytes > 0)
+}
+
+fn of_meminfo(text: &str) -> Option<u64> {
+    let line = text.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
+    line.split_whitespace().next()?.parse::<u64>().ok()?.checked_mul(1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn need(bytes: u64, limits: bool) -> Option<Need> {
+        Some(Need { bytes, why: "the service's container has that", limits })
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused_in_one_line() {
+        let e = bounded("neo4j", need(4_200_000_000, true), Some(1_100_000_000)).unwrap_err();
+        assert_eq!(e.kind(), AdapterErrorKind::NoSpace);
+        let expected = "the test restore of `neo4j` needs about 4.2 GB of memory (the service's container has that), 1.1 GB are \
+                        available: free some, or run it elsewhere";
+        assert_eq!(e.to_string(), expected);
+    }
+
+    #[test]
+    fn what_fits_is_bounded() {
+        assert_eq!(bounded("s", need(100, true), Some(800)).unwrap(), Some(100));
+        assert_eq!(bounded("s", need(100, false), Some(800)).unwrap(), Some(700));
+        // Nothing known is no reason to refuse.
+        assert_eq!(bounded("s", None, Some(800)).unwrap(), Some(700));
+        assert_eq!(bounded("s", need(100, true), None).unwrap(), Some(100));
+        assert_eq!(bounded("s", need(100, false), None).unwrap(), None);
+    }
+
+    #[test]
+    fn available_memory_is_read() {
+        let text = "MemTotal:       24684148 kB\nMemFree:         1 kB\nMemAvailable:   21645588 kB\n";
+        assert_eq!(of_meminfo(text), Some(21_645_588 * 1024));
+        assert_eq!(of_meminfo("MemTotal: 1 kB\n"), None);
+    }
+
+    #[test]
+    fn cached_files_are_no_use_of_memory() {
+        let stats = |detail: &str| {
+            let json = format!(r#"{{"memory_stats": {{"usage": 1000, "stats": {{"{detail}": 400}}}}}}"#);
+            of_stats(&serde_json::from_str(&json).unwrap())
+        };
+        assert_eq!(stats("total_inactive_file"), Some(600));
+        assert_eq!(stats("inactive_file"), Some(600));
+        assert_eq!(stats("other"), Some(1000));
+        assert_eq!(of_stats(&ContainerStatsResponse::default()), None);
+    }
+
+    #[test]
+    fn a_missing_weight_is_told_from_other_trouble() {
+        let of = |text: &str| is_too_much(&AdapterError::new(AdapterErrorKind::Other, text));
+        assert!(of("cannot start: open /sys/fs/cgroup/x/io.weight: no such file"));
+        assert!(of("Range of blkio weight is from 10 to 1000"));
+        assert!(!of("exec: \"neo4j\": executable file not found"));
+    }
+}
