@@ -21,6 +21,7 @@ use super::replica;
 use super::server::{self, Facts};
 use super::tools;
 use crate::on_disk::blocking;
+use crate::runtime::docker::Purpose;
 
 /// How long an interruption may last that nothing else limits.
 const LONGEST: Duration = Duration::from_secs(4 * 3600);
@@ -83,7 +84,7 @@ pub(super) async fn look(neo4j: &Neo4j, cx: &OpContext) -> Result<Found, Adapter
     let version = match &facts {
         Some(facts) => Some(facts.version.clone()),
         // Without it, the newer names of programs and settings are tried.
-        None => tools::version(server, cx, None).await.ok(),
+        None => tools::version(server, cx, None, Purpose::Work).await.ok(),
     };
     let places = Places::find(server, cx, &container, facts.as_ref()).await?;
     Ok(Found { container, facts, version, places, before, warnings })

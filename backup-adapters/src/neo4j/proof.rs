@@ -17,7 +17,7 @@ use super::capture::phase;
 use super::packstream::Value;
 use super::server::{self, Server};
 use super::tools::{self, CONF, Conf, DATA, MEMORY, TRANSACTIONS};
-use crate::runtime::docker::Helper;
+use crate::runtime::docker::{Helper, Purpose};
 
 /// How long it may take to recover and come up.
 const COME_UP: Duration = Duration::from_secs(3600);
@@ -42,6 +42,8 @@ pub(super) struct Subject {
     pub(super) image: Option<String>,
     pub(super) major: u32,
     pub(super) home: Option<String>,
+    /// Whether it is thrown away afterwards.
+    pub(super) purpose: Purpose,
 }
 
 impl Subject {
@@ -87,6 +89,7 @@ pub(super) async fn prove(
     let mut spec = tools::spec(&subject.user);
     spec.image.clone_from(&subject.image);
     spec.memory = Some(MEMORY);
+    spec.purpose = subject.purpose;
     spec.binds = subject.binds();
     spec.binds.push((conf, CONF.into()));
     spec.program = vec!["neo4j".to_owned(), "console".to_owned()];
@@ -111,9 +114,7 @@ pub(super) async fn prove(
     }
     if also == Also::Check {
         phase(cx, &format!("checking the consistency of the {called} data"));
-        let helper =
-            tools::over(server, cx, subject.image.clone(), &subject.user, subject.major, subject.binds())
-                .await?;
+        let helper = tools::over(server, cx, subject, subject.binds()).await?;
         let mut checked = Ok(());
         for database in databases {
             let done = tools::admin(&helper, cx, &tools::check(subject.major, &database)).await;

@@ -24,6 +24,7 @@ pub(super) use self::stage::stage;
 pub(super) use self::steps::{discard, leftovers, switch, undo};
 use super::proof::Subject;
 use crate::on_disk::{blocking, failed};
+use crate::runtime::docker::Purpose;
 
 /// Beside a data directory that was restored without a container: the image of its server.
 const IMAGE: &str = ".image.json";
@@ -71,7 +72,7 @@ async fn remove_all(all: Vec<PathBuf>) -> Result<(), AdapterError> {
 }
 
 impl Job {
-    fn subject(&self, data: &Path, logs: Option<&Path>) -> Subject {
+    fn subject(&self, data: &Path, logs: Option<&Path>, purpose: Purpose) -> Subject {
         Subject {
             called: "restored",
             data: data.to_owned(),
@@ -80,6 +81,7 @@ impl Job {
             image: self.image.clone(),
             major: self.major,
             home: self.home.clone(),
+            purpose,
         }
     }
 

@@ -10,8 +10,9 @@ use futures::TryStreamExt;
 use tokio::task::spawn_blocking;
 
 use super::places::Places;
+use super::proof::Subject;
 use super::server::Server;
-use crate::runtime::docker::{Helper, HelperSpec};
+use crate::runtime::docker::{Helper, HelperSpec, Purpose};
 
 /// Where our configuration and our files are in a helper.
 pub(super) const CONF: &str = "/backup/conf";
@@ -20,6 +21,9 @@ pub(super) const DATA: &str = "/backup/data";
 pub(super) const TRANSACTIONS: &str = "/backup/transactions";
 
 const HEAP: &str = "256m";
+
+/// Says that the licence of the enterprise edition is accepted.
+const LICENCE: &str = "NEO4J_ACCEPT_LICENSE_AGREEMENT";
 
 /// Memory of a second server: heap, page cache and what Java takes besides.
 pub(super) const MEMORY: u64 = 1536 << 20;
@@ -154,9 +158,7 @@ pub(super) async fn beside(
 pub(super) async fn over(
     server: &Server,
     cx: &OpContext,
-    image: Option<String>,
-    user: &str,
-    major: u32,
+    subject: &Subject,
     binds: Vec<(PathBuf, PathBuf)>,
 ) -> Result<Helper, AdapterError> {
     let transactions = if binds.iter().any(|(_, inside)| inside == Path::new(TRANSACTIONS)) {
@@ -164,11 +166,12 @@ pub(super) async fn over(
     } else {
         Path::new(DATA).join("transactions")
     };
-    let conf = Conf { major, data: DATA.into(), transactions, serve: false, home: None };
+    let conf = Conf { major: subject.major, data: DATA.into(), transactions, serve: false, home: None };
     let conf = conf.write(&cx.spool).await?;
-    let mut spec = spec(user);
-    spec.image = image;
+    let mut spec = spec(&subject.user);
+    spec.image.clone_from(&subject.image);
     spec.memory = Some(MEMORY);
+    spec.purpose = subject.purpose;
     spec.binds = binds;
     spec.binds.push((conf, CONF.into()));
     cx.within(server.docker.helper(&cx.run_id, spec)).await?
@@ -178,7 +181,9 @@ pub(super) async fn over(
 pub(super) fn spec(user: &str) -> HelperSpec {
     let env = [("NEO4J_CONF", CONF), ("HEAP_SIZE", HEAP)];
     let env = env.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
-    HelperSpec { user: user.to_owned(), env, ..HelperSpec::default() }
+    // The enterprise edition runs nothing before its licence is accepted: what the service's owner accepted holds here, too.
+    let keep = vec![LICENCE.to_owned()];
+    HelperSpec { user: user.to_owned(), env, keep, ..HelperSpec::default() }
 }
 
 /// Runs `neo4j-admin` with `arguments` to its end.
@@ -211,8 +216,10 @@ pub(super) async fn version(
     server: &Server,
     cx: &OpContext,
     image: Option<String>,
+    purpose: Purpose,
 ) -> Result<String, AdapterError> {
-    let spec = HelperSpec { user: "7474:7474".to_owned(), image, ..HelperSpec::default() };
+    let (user, keep) = ("7474:7474".to_owned(), vec![LICENCE.to_owned()]);
+    let spec = HelperSpec { user, image, keep, purpose, ..HelperSpec::default() };
     let helper = cx.within(server.docker.helper(&cx.run_id, spec)).await??;
     let run = async {
         let command = ExecCommand::new(["neo4j-admin", "--version"]).with_deadline(cx.deadline);

@@ -20,6 +20,7 @@ use super::phase;
 use super::taken::{Taken, What};
 use super::taking::Taking;
 use crate::on_disk::blocking;
+use crate::runtime::docker::Purpose;
 
 /// What the evidence says of a copy that passed.
 const PROVEN: &str = "a second server recovered the copy, and Neo4j's own check found nothing";
@@ -69,6 +70,7 @@ impl Taking {
             image: None,
             major: self.found.major(),
             home: facts.home.clone(),
+            purpose: Purpose::Work,
         };
         let proven = proof::prove(server, cx, &subject, proof::Also::Check).await?;
         let mut range = self.found.before.clone();

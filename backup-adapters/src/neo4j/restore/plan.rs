@@ -17,6 +17,7 @@ use super::super::server::Facts;
 use super::super::tools;
 use super::{Job, number};
 use crate::on_disk::{blocking, existing, failed};
+use crate::runtime::docker::Purpose;
 
 pub(in crate::neo4j) async fn plan(
     neo4j: &Neo4j,
@@ -87,7 +88,7 @@ pub(in crate::neo4j) async fn plan(
             };
             let version = match &facts {
                 Some(facts) => Some(facts.version.clone()),
-                None => tools::version(&neo4j.server, cx, None).await.ok(),
+                None => tools::version(&neo4j.server, cx, None, Purpose::Work).await.ok(),
             };
             refuse_version(cx, backup, version.as_deref())?;
             let places = Places::find(&neo4j.server, cx, container, facts.as_ref()).await?;

@@ -13,16 +13,17 @@ use super::IMAGE;
 use super::exchange::Done;
 use super::record::read_record;
 use crate::on_disk::{blocking, failed};
+use crate::runtime::docker::Purpose;
 
 pub(in crate::neo4j) async fn probe(
     neo4j: &Neo4j,
     cx: &OpContext,
     target: &RestoreTarget,
 ) -> Result<Evidence, AdapterError> {
-    let dir = match target {
+    let (dir, purpose) = match target {
         RestoreTarget::Live => return probe_live(neo4j, cx).await,
-        RestoreTarget::Dir(dir) => dir,
-        RestoreTarget::Scratch(scratch) => &scratch.dir,
+        RestoreTarget::Dir(dir) => (dir, Purpose::Work),
+        RestoreTarget::Scratch(scratch) => (&scratch.dir, Purpose::Scratch),
         _ => return Err(AdapterError::unsupported("Neo4j cannot be counted there")),
     };
     places::same_host(&neo4j.server)?;
@@ -38,8 +39,9 @@ pub(in crate::neo4j) async fn probe(
         Err(e) => return Err(e),
     };
     let user = format!("{uid}:{gid}");
-    let major = server::major(&tools::version(&neo4j.server, cx, image.clone()).await?);
-    let subject = Subject { called: "restored", data, transactions: None, user, image, major, home: None };
+    let major = server::major(&tools::version(&neo4j.server, cx, image.clone(), purpose).await?);
+    let subject =
+        Subject { called: "restored", data, transactions: None, user, image, major, home: None, purpose };
     proof::prove(&neo4j.server, cx, &subject, proof::Also::Check).await
 }
 

@@ -5,7 +5,9 @@ use std::os::unix::fs::{MetadataExt, lchown};
 use std::path::{Path, PathBuf};
 
 use backup_core::keep_aside::{self, Swap};
-use backup_core::{AdapterError, ArtifactMeta, OpContext, RestorePlan, RestoreSource, StepToken, Timestamp};
+use backup_core::{
+    AdapterError, ArtifactMeta, OpContext, RestorePlan, RestoreSource, RestoreTarget, StepToken, Timestamp,
+};
 use futures::StreamExt;
 use tokio::io::AsyncWriteExt;
 
@@ -17,6 +19,7 @@ use super::record::write_record;
 use super::{IMAGE, Job, database, remove_all};
 use crate::legacy::LEGACY;
 use crate::on_disk::{blocking, failed};
+use crate::runtime::docker::Purpose;
 use crate::tree::extract::Dest;
 use crate::tree::stage as tree;
 
@@ -28,7 +31,11 @@ pub(in crate::neo4j) async fn stage(
 ) -> Result<StepToken, AdapterError> {
     let job: Job = plan.token.get()?;
     let remains = [job.data.clone(), job.logs.clone()];
-    match build(neo4j, cx, job, source).await {
+    let purpose = match plan.target {
+        RestoreTarget::Scratch(_) => Purpose::Scratch,
+        _ => Purpose::Work,
+    };
+    match build(neo4j, cx, job, source, purpose).await {
         Ok(job) => StepToken::new(&job),
         Err(e) => {
             // The first error tells more, and `discard` finds what is left.
@@ -43,6 +50,7 @@ async fn build(
     cx: &OpContext,
     mut job: Job,
     source: &RestoreSource,
+    purpose: Purpose,
 ) -> Result<Job, AdapterError> {
     remove_all(vec![job.data.clone(), job.logs.clone()]).await?;
     let made = job.clone();
@@ -57,7 +65,7 @@ async fn build(
     let artifacts = &source.metadata().artifacts;
     let dumps = artifacts.iter().any(|a| database(a).is_some());
     if dumps {
-        load(neo4j, cx, &job, source).await?;
+        load(neo4j, cx, &job, source, purpose).await?;
     } else {
         unpack(cx, &job, source).await?;
     }
@@ -70,7 +78,8 @@ async fn build(
     if job.live {
         let password = neo4j.password_to_set(cx).await?;
         let also = password.as_ref().map_or(proof::Also::Nothing, proof::Also::SetPassword);
-        let found = proof::prove(&neo4j.server, cx, &job.subject(&job.data, Some(&job.logs)), also).await?;
+        let subject = job.subject(&job.data, Some(&job.logs), purpose);
+        let found = proof::prove(&neo4j.server, cx, &subject, also).await?;
         let differences = source.metadata().evidence.contradictions(&found);
         if !differences.is_empty() {
             let what = format!("the restored data is not that of the backup: {}", differences.join("; "));
@@ -95,7 +104,13 @@ async fn build(
 }
 
 /// Loads dumps with Neo4j's own program.
-async fn load(neo4j: &Neo4j, cx: &OpContext, job: &Job, source: &RestoreSource) -> Result<(), AdapterError> {
+async fn load(
+    neo4j: &Neo4j,
+    cx: &OpContext,
+    job: &Job,
+    source: &RestoreSource,
+    purpose: Purpose,
+) -> Result<(), AdapterError> {
     let files = tools::open_folder(cx.spool.join(format!("load-{}", uuid::Uuid::new_v4().simple()))).await?;
     let made = job.clone();
     blocking(move || {
@@ -117,11 +132,10 @@ async fn load(neo4j: &Neo4j, cx: &OpContext, job: &Job, source: &RestoreSource) 
         names.push(name.to_owned());
     }
     phase(cx, "loading the dumps");
-    let subject = job.subject(&job.data, Some(&job.logs));
+    let subject = job.subject(&job.data, Some(&job.logs), purpose);
     let mut binds = subject.binds();
     binds.push((files, FILES.into()));
-    let image = job.image.clone();
-    let helper = tools::over(&neo4j.server, cx, image, &subject.user, job.major, binds).await?;
+    let helper = tools::over(&neo4j.server, cx, &subject, binds).await?;
     let mut loaded = Ok(());
     for name in &names {
         if let Err(e) = tools::admin(&helper, cx, &tools::load(job.major, name)).await {
