@@ -19,6 +19,7 @@
 //! A restore runs a server of the same image beside the live one, which restores the backup into a folder in the live
 //! one's volume, and counts it. Only then the live server is stopped for as long as it takes to exchange the two.
 
+mod apart;
 mod api;
 mod capture;
 mod census;

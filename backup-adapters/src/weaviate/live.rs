@@ -20,6 +20,7 @@ use super::restore::{Backup, unpack};
 use super::server::Server;
 use super::twin::{self, Load};
 use crate::on_disk::{blocking, failed};
+use crate::runtime::docker::Purpose;
 
 use self::check::{check, ready};
 pub(super) use self::plan::{folders, plan};
@@ -111,7 +112,7 @@ impl Live {
             run_as: self.node.clone(),
             inactive: backup.inactive,
         };
-        let found = twin::load(server, cx, &self.staged, &load, false).await?;
+        let found = twin::load(server, cx, &self.staged, &load, Purpose::Work).await?;
         // It is in the data now.
         blocking(move || {
             keep_aside::remove(&backups).map_err(failed("remove", &backups))?;

@@ -19,6 +19,7 @@ use super::twin::{self, Load, What};
 use super::{exchange, export, tenants};
 use crate::beside::Place;
 use crate::on_disk::blocking;
+use crate::runtime::docker::Purpose;
 use crate::tree::extract::Dest;
 use crate::tree::stage;
 
@@ -206,7 +207,7 @@ async fn try_out(server: &Server, cx: &OpContext, dir: &Path) -> Result<Evidence
     })
     .await?;
     let load = Load { what, run_as: node, inactive: BTreeMap::new() };
-    let found = twin::load(server, cx, &work, &load, true).await;
+    let found = twin::load(server, cx, &work, &load, Purpose::Scratch).await;
     let cleaned = blocking(move || {
         keep_aside::remove(&work)
             .map_err(|e| AdapterError::io(format!("cannot remove `{}`", work.display()), e))

@@ -12,9 +12,9 @@ use super::api::Api;
 use super::census::Schema;
 use super::job::{Job, Kind, phase};
 use super::server::Server;
-use super::{export, tenants};
+use super::{apart, export, tenants};
 use crate::runtime::DockerRuntime;
-use crate::runtime::docker::{Twin, TwinChange};
+use crate::runtime::docker::{Network, Purpose, Twin, TwinChange};
 
 /// Where it sees its folder.
 const INSIDE: &str = "/restore";
@@ -59,7 +59,7 @@ pub(super) async fn load(
     cx: &OpContext,
     folder: &Path,
     load: &Load,
-    as_us: bool,
+    purpose: Purpose,
 ) -> Result<Evidence, AdapterError> {
     let Some(docker) = &server.container else {
         return Err(AdapterError::unsupported("a server for a test restore needs `container`"));
@@ -71,13 +71,27 @@ pub(super) async fn load(
     }
     phase(cx, "starting a server of the same image");
     let key = Secret::new(uuid::Uuid::new_v4().simple().to_string());
-    let change = TwinChange {
+    let mut change = TwinChange {
         env: environment(docker, cx, &load.run_as, &key).await?,
         mounts: vec![(folder.to_owned(), INSIDE.to_owned())],
-        user: as_us.then(|| {
-            format!("{}:{}", rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw())
-        }),
+        purpose,
+        ..TwinChange::default()
     };
+    if purpose == Purpose::Scratch {
+        let us = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+        change.user = Some(format!("{}:{}", us.0, us.1));
+        change.env.extend(apart::settings());
+        let modules = cx.within(docker.env("ENABLE_MODULES")).await??;
+        change.network = match apart::waits(modules.as_ref().map_or("", |m| m.expose())) {
+            None => Network::Isolated,
+            Some(module) => {
+                cx.warn(format!(
+                    "the server of the test restore keeps the service's network: `{module}` does not start without its own"
+                ));
+                Network::Service
+            }
+        };
+    }
     let twin = cx.within(docker.twin(&cx.run_id, change)).await??;
     let found = run(server, cx, &twin, &key, load).await;
     let found = match found {
@@ -215,9 +229,10 @@ async fn environment(
 
 /// The modules of the service, and for backups the one that reads a folder. With another one, this server would find the
 /// live one's bucket, and mark what that just writes there as canceled, as it does at its start where
-/// ENABLE_CLEANUP_UNFINISHED_BACKUPS is set (1.35).
+/// ENABLE_CLEANUP_UNFINISHED_BACKUPS is set (1.35). Nor does it report its use to somebody's bucket.
 fn modules(live: &str) -> String {
-    let others = live.split(',').map(str::trim).filter(|m| !m.is_empty() && !m.starts_with("backup-"));
+    let known = |m: &&str| m.is_empty() || m.starts_with("backup-") || m.starts_with("usage-");
+    let others = live.split(',').map(str::trim).filter(|m| !known(m));
     others.chain([super::server::MODULE]).collect::<Vec<_>>().join(",")
 }
 
@@ -235,7 +250,7 @@ mod tests {
         assert_eq!(modules(""), "backup-filesystem");
         assert_eq!(modules("backup-filesystem"), "backup-filesystem");
         assert_eq!(
-            modules("backup-s3, text2vec-openai ,,offload-s3"),
+            modules("backup-s3, text2vec-openai ,,offload-s3,usage-s3"),
             "text2vec-openai,offload-s3,backup-filesystem"
         );
     }
