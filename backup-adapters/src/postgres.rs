@@ -29,8 +29,10 @@
 //! restore stops the server while its data directory is exchanged.
 //!
 //! A restore of dumps loads every database under another name beside the live one, compares its rows with the evidence, and then
-//! exchanges the names in one transaction. The old databases are kept, closed, until `cleanup`.
+//! exchanges the names in one transaction. The old databases are kept, closed, until `cleanup`. A test restore of a service in a
+//! container loads them into a server of its own, in a container of the same image that reaches nothing.
 
+mod apart;
 mod base;
 mod capture;
 mod check;
@@ -354,6 +356,7 @@ impl ServiceAdapter for Postgres {
             Token::Server(plan) => Token::Server(swap::switch(&self.settings, cx, plan).await?),
             Token::Dir(plan) => Token::Dir(dir::switch(plan).await?),
             Token::Base(plan) => Token::Base(Box::new(base::switch(&self.settings, cx, *plan).await?)),
+            apart @ Token::Apart(_) => apart,
         })
     }
 
@@ -380,6 +383,7 @@ impl ServiceAdapter for Postgres {
                 StepToken::new(&Token::Base(Box::new(base::undo(&self.settings, cx, *plan).await?)))
             }
             Token::Dir(_) => Err(AdapterError::unsupported("a restore into a directory replaced nothing")),
+            Token::Apart(_) => Err(AdapterError::unsupported("a test restore replaced nothing")),
         }
     }
 
@@ -388,6 +392,7 @@ impl ServiceAdapter for Postgres {
             Token::Server(plan) => swap::leftovers(&self.settings, cx, &plan).await,
             Token::Dir(plan) => dir::leftovers(plan).await,
             Token::Base(plan) => base::leftovers(*plan).await,
+            Token::Apart(plan) => apart::leftovers(&self.settings, &plan).await,
         }
     }
 
@@ -396,6 +401,7 @@ impl ServiceAdapter for Postgres {
             Token::Server(plan) => swap::discard(&self.settings, cx, &plan).await,
             Token::Dir(plan) => dir::discard(plan).await,
             Token::Base(plan) => base::discard(*plan).await,
+            Token::Apart(_) => apart::discard(&self.settings, cx).await,
         }
     }
 

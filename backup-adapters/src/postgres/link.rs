@@ -13,7 +13,7 @@ use super::fault::Failure;
 use super::programs::{self, Programs};
 use super::sql::conninfo;
 use super::{Flavor, Settings};
-use crate::runtime::HostRuntime;
+use crate::runtime::{DockerRuntime, HostRuntime};
 
 /// What one query may take; counting has a limit of its own.
 const QUERY_TIME: Duration = Duration::from_secs(120);
@@ -46,8 +46,17 @@ pub(super) struct Link {
 impl Link {
     /// Finds the programs and a database that lets us in.
     pub(super) async fn open(settings: &Settings, cx: &OpContext) -> Result<Self, AdapterError> {
+        Self::to(settings, cx, None).await
+    }
+
+    /// The same to `apart`, the container of a server of our own.
+    pub(super) async fn to(
+        settings: &Settings,
+        cx: &OpContext,
+        apart: Option<&DockerRuntime>,
+    ) -> Result<Self, AdapterError> {
         cx.check_alive()?;
-        let docker = settings.docker();
+        let docker = apart.cloned().or_else(|| settings.docker());
         let runtime: Arc<dyn ServiceRuntime> = match &docker {
             Some(docker) => Arc::new(docker.clone()),
             None => Arc::new(HostRuntime::new()),
@@ -58,10 +67,10 @@ impl Link {
             ("PGCONNECT_TIMEOUT".to_owned(), secret("15")),
             ("LC_ALL".to_owned(), secret("C")),
         ];
-        let user = match (&settings.user, &docker) {
+        let user = match (settings.user.as_ref().filter(|_| apart.is_none()), &docker) {
             (Some(user), _) => Some(user.clone()),
             // Absent and unreadable are the same here: the default follows.
-            (None, Some(docker)) if settings.flavor == Flavor::Postgres => cx
+            (None, Some(docker)) if settings.flavor == Flavor::Postgres || apart.is_some() => cx
                 .within(docker.env("POSTGRES_USER"))
                 .await?
                 .ok()
@@ -71,10 +80,13 @@ impl Link {
         };
         let user = user.unwrap_or_else(|| settings.flavor.user().to_owned());
         env.push(("PGUSER".to_owned(), secret(&user)));
-        if let Some(password) = &settings.password {
-            env.push(("PGPASSWORD".to_owned(), password.resolve(cx, docker.as_ref()).await?));
-        }
-        if let Some(mode) = &settings.sslmode {
+        let password = match (apart, &settings.password) {
+            (Some(apart), _) => cx.within(apart.env("POSTGRES_PASSWORD")).await??,
+            (None, Some(password)) => Some(password.resolve(cx, docker.as_ref()).await?),
+            (None, None) => None,
+        };
+        env.extend(password.map(|password| ("PGPASSWORD".to_owned(), password)));
+        if let Some(mode) = settings.sslmode.as_ref().filter(|_| apart.is_none()) {
             env.push(("PGSSLMODE".to_owned(), secret(mode)));
         }
         env.push(("PGPORT".to_owned(), secret(&settings.port().to_string())));
@@ -88,7 +100,7 @@ impl Link {
             home: "postgres".to_owned(),
         };
         link.programs = programs::find(&link, settings).await?;
-        link.connect(settings).await?;
+        link.connect(settings, apart.is_some()).await?;
         if docker.is_none() {
             programs::match_server(&mut link, settings).await?;
         }
@@ -104,9 +116,11 @@ impl Link {
     }
 
     /// Tries the places where the server may listen, and the databases that it may have.
-    async fn connect(&mut self, settings: &Settings) -> Result<(), AdapterError> {
+    async fn connect(&mut self, settings: &Settings, apart: bool) -> Result<(), AdapterError> {
         let host =
             settings.socket.as_ref().map(|p| p.display().to_string()).or_else(|| settings.host.clone());
+        // A server of our own listens where its image has it.
+        let host = host.filter(|_| !apart);
         let hosts = match (host, &settings.container) {
             (Some(host), _) => vec![Some(host)],
             // YugabyteDB listens on an address of the container, not on a socket.

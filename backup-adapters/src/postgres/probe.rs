@@ -11,7 +11,7 @@ use super::format::Parser;
 use super::link::{Link, parse};
 use super::restore::{Listed, read_list};
 use super::swap::Plan;
-use super::{Capture, Counts, Settings, base};
+use super::{Capture, Counts, Settings, apart, base};
 
 /// Counts everything in `database` under the name `name`.
 pub(super) async fn count(link: &Link, database: &str, name: &str) -> Result<Evidence, AdapterError> {
@@ -74,7 +74,7 @@ pub(super) async fn live(settings: &Settings, cx: &OpContext) -> Result<Evidence
 
 /// Images of PostgreSQL set a new cluster up with a server that listens on its socket alone, and start another one then (the
 /// public image's `docker-entrypoint.sh`, `docker_temp_server_start`): whoever takes the first for the second loses it.
-async fn refuse_while_set_up(link: &Link) -> Result<(), AdapterError> {
+pub(super) async fn refuse_while_set_up(link: &Link) -> Result<(), AdapterError> {
     if !link.in_container {
         return Ok(());
     }
@@ -131,10 +131,10 @@ pub(super) async fn elsewhere(
             Listed::Base { data } => {
                 evidence.merge(base::evidence(&base::verified(cx, dir.join(data)).await?));
             }
-            Listed::Database { name, staged } => {
+            Listed::Database { name, staged, server } => {
                 let link = match &mut link {
                     Some(link) => link,
-                    None => link.insert(Link::open(settings, cx).await?),
+                    None => link.insert(apart::link(settings, cx, server.as_deref()).await?),
                 };
                 evidence.merge(count(link, &staged, &name).await?);
             }

@@ -15,9 +15,9 @@ use super::link::Link;
 use super::load::Loader;
 use super::sql::suffixed;
 use super::swap::{Item, Plan, Step, drop_database, kept_name};
-use super::{Settings, base, dir, scratch};
+use super::{Settings, apart, base, dir, scratch};
 use crate::legacy::LEGACY;
-use crate::on_disk::blocking;
+use crate::on_disk::{blocking, failed};
 
 /// In a directory or scratch: what a restore made there.
 const LIST: &str = "databases.json";
@@ -29,15 +29,28 @@ pub(super) enum Token {
     Server(Plan),
     Dir(dir::Plan),
     Base(Box<base::Plan>),
+    Apart(Box<apart::Plan>),
 }
 
 /// Something that a restore made elsewhere.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum Listed {
-    Database { name: String, staged: String },
-    File { name: String, file: PathBuf, format: DumpFormat },
-    Base { data: PathBuf },
+    /// `server`: the container of a server of its own, if it is in none that is live.
+    Database {
+        name: String,
+        staged: String,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        server: Option<String>,
+    },
+    File {
+        name: String,
+        file: PathBuf,
+        format: DumpFormat,
+    },
+    Base {
+        data: PathBuf,
+    },
 }
 
 pub(super) async fn read_list(dir: &Path) -> Result<Vec<Listed>, AdapterError> {
@@ -61,6 +74,23 @@ pub(super) async fn write_list(dir: &Path, list: &[Listed]) -> Result<(), Adapte
             .map_err(|e| AdapterError::io(format!("cannot write `{}`", path.display()), e))
     })
     .await
+}
+
+/// Writes down where the databases are that a test restore has loaded.
+pub(super) async fn list_databases(
+    dir: &Path,
+    databases: &[Item],
+    server: Option<&str>,
+) -> Result<(), AdapterError> {
+    let listed = |i: &Item| Listed::Database {
+        name: i.name.clone(),
+        staged: i.staged.clone(),
+        server: server.map(str::to_owned),
+    };
+    let list: Vec<Listed> = databases.iter().map(listed).collect();
+    let made = dir.to_owned();
+    blocking(move || std::fs::create_dir_all(&made).map_err(failed("create", &made))).await?;
+    write_list(dir, &list).await
 }
 
 /// The database that an artifact holds; `None` if it is none. What other programs wrote has no attributes.
@@ -142,6 +172,9 @@ pub(super) async fn plan(
     let scratch = match target {
         RestoreTarget::Dir(path) => return dir::plan(cx, backup, target, path).await,
         RestoreTarget::Live => false,
+        RestoreTarget::Scratch(_) if apart::possible(settings, cx).await? => {
+            return apart::plan(settings, cx, backup, target).await;
+        }
         RestoreTarget::Scratch(_) => true,
         _ => return Err(AdapterError::unsupported("databases cannot be restored there")),
     };
@@ -266,6 +299,9 @@ pub(super) async fn stage(
     match plan.token.get()? {
         Token::Dir(staged) => dir::stage(cx, staged, source).await.map(Token::Dir),
         Token::Base(staged) => Ok(Token::Base(Box::new(base::stage(cx, *staged, source).await?))),
+        Token::Apart(staged) => {
+            Ok(Token::Apart(Box::new(apart::stage(settings, cx, *staged, &plan.target, source).await?)))
+        }
         Token::Server(mut staged) => {
             let link = Link::open(settings, cx).await?;
             let loaded = Loader { settings, link: &link, source }.all(&mut staged).await;
@@ -283,15 +319,7 @@ pub(super) async fn stage(
                 return Err(error);
             }
             if let RestoreTarget::Scratch(scratch) = &plan.target {
-                let listed = |i: &Item| Listed::Database { name: i.name.clone(), staged: i.staged.clone() };
-                let list: Vec<Listed> = staged.databases.iter().map(listed).collect();
-                let dir = scratch.dir.clone();
-                blocking(move || {
-                    std::fs::create_dir_all(&dir)
-                        .map_err(|e| AdapterError::io(format!("cannot create `{}`", dir.display()), e))
-                })
-                .await?;
-                write_list(&scratch.dir, &list).await?;
+                list_databases(&scratch.dir, &staged.databases, None).await?;
             }
             Ok(Token::Server(Plan { step: Step::Staged, ..staged }))
         }
