@@ -1,6 +1,7 @@
 //! Verification: what is listed as good is proven to be good, at three levels.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -75,6 +76,32 @@ impl Engine {
             }
         }
         Ok(inner.finish(&run, steps).await)
+    }
+}
+
+/// How long a test restore may take to remove what it made, once it is cancelled.
+const TEAR_DOWN: Duration = Duration::from_secs(60);
+
+/// Runs `work` to its end, or until it is cancelled and has not ended by itself within `grace`: whoever is dropped in the middle
+/// leaves servers behind.
+async fn until_cancelled(
+    cx: &OpContext,
+    grace: Duration,
+    work: impl Future<Output = Result<(), BackupError>>,
+) -> Result<(), BackupError> {
+    let ended = async {
+        cx.cancel.cancelled().await;
+        if !grace.is_zero() {
+            tokio::time::sleep(grace).await;
+        }
+    };
+    tokio::select! {
+        biased;
+        () = ended => Err(BackupError::Cancelled),
+        result = work => match result {
+            Err(_) if cx.cancel.is_cancelled() => Err(BackupError::Cancelled),
+            result => result,
+        },
     }
 }
 
@@ -227,11 +254,8 @@ impl Inner {
                 VerifyLevel::Restore => self.check_restore(run, &cx, service, metadata.clone(), step).await,
             }
         };
-        tokio::select! {
-            biased;
-            () = cx.cancel.cancelled() => Err(BackupError::Cancelled),
-            result = work => result,
-        }
+        let grace = if level == VerifyLevel::Restore { TEAR_DOWN } else { Duration::ZERO };
+        until_cancelled(&cx, grace, work).await
     }
 
     /// What nobody recorded cannot be compared: it is read to its end, and, if asked for, restored.
@@ -251,11 +275,7 @@ impl Inner {
         if level < VerifyLevel::Restore {
             return Ok(());
         }
-        tokio::select! {
-            biased;
-            () = cx.cancel.cancelled() => Err(BackupError::Cancelled),
-            result = self.check_restore(run, cx, service, metadata, step) => result,
-        }
+        until_cancelled(cx, TEAR_DOWN, self.check_restore(run, cx, service, metadata, step)).await
     }
 
     async fn check_stored(&self, metadata: &Metadata) -> Result<(), BackupError> {
@@ -347,7 +367,10 @@ impl Inner {
         };
         let since = step.phase("verify", since);
         self.phase(&service.name, "removing the scratch");
-        if let Err(e) = adapter.discard(cx, &token).await {
+        // Also once the run is cancelled or its budget is used up: what was made has to go.
+        let mut calm = cx.clone();
+        (calm.cancel, calm.deadline) = (CancellationToken::new(), Some(Instant::now() + TEAR_DOWN));
+        if let Err(e) = adapter.discard(&calm, &token).await {
             self.warn(Some(&service.name), chain(&fail(Stage::CleanUp)(e)));
         }
         let removed = tokio::task::spawn_blocking(move || crate::keep_aside::remove(&dir)).await;
