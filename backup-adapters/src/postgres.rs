@@ -363,8 +363,8 @@ impl ServiceAdapter for Postgres {
     async fn probe(&self, cx: &OpContext, target: &RestoreTarget) -> Result<Evidence, AdapterError> {
         match target {
             RestoreTarget::Live => probe::live(&self.settings, cx).await,
-            RestoreTarget::Dir(dir) => probe::elsewhere(&self.settings, cx, dir).await,
-            RestoreTarget::Scratch(scratch) => probe::elsewhere(&self.settings, cx, &scratch.dir).await,
+            RestoreTarget::Dir(dir) => probe::elsewhere(&self.settings, cx, dir, false).await,
+            RestoreTarget::Scratch(scratch) => probe::elsewhere(&self.settings, cx, &scratch.dir, true).await,
             _ => Err(AdapterError::unsupported("databases cannot be counted there")),
         }
     }

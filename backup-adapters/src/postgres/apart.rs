@@ -1,6 +1,7 @@
 //! Test restores of dumps in a server of their own: a container of the service's image that reaches nothing, has little of the host,
 //! and is thrown away. The live server has nothing to do with it.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use backup_core::runtime::ServiceRuntime as _;
@@ -25,9 +26,13 @@ use crate::runtime::docker::{Network, Purpose, Twin, TwinChange};
 /// How the images' entry point is called that makes a cluster and starts a server on it.
 const ENTRY: &str = "docker-entrypoint.sh";
 
-/// How long it may take to make a cluster and to answer.
-const START: Duration = Duration::from_secs(600);
+/// How long it may take to make a cluster, or to recover one, and to answer.
+const START: Duration = Duration::from_secs(3600);
 const LOOK: Duration = Duration::from_millis(250);
+
+/// Errors that waiting does not change.
+const FINAL: [AdapterErrorKind; 3] =
+    [AdapterErrorKind::Cancelled, AdapterErrorKind::Timeout, AdapterErrorKind::PermissionDenied];
 
 /// What a server with PostgreSQL's own settings takes, with the programs that load.
 const MEMORY: u64 = 512 << 20;
@@ -66,8 +71,8 @@ pub(super) async fn possible(settings: &Settings, cx: &OpContext) -> Result<bool
     if !ours {
         let entry = entry.first().map_or("", String::as_str);
         cx.warn(format!(
-            "the test restore loads databases beside the live ones: the image is started by `{entry}`, and only `{ENTRY}` is known \
-             to make a server of its own"
+            "the test restore has no server of its own: the image is started by `{entry}`, and only `{ENTRY}` is known to make one; \
+             dumps are loaded beside the live databases"
         ));
     }
     Ok(ours)
@@ -133,7 +138,7 @@ pub(super) async fn stage(
     let RestoreTarget::Scratch(scratch) = target else {
         return Err(AdapterError::unsupported("a server of its own is for test restores"));
     };
-    let twin = start(settings, cx).await?;
+    let twin = start(settings, cx, None).await?;
     let loaded = async {
         let link = ready(settings, cx, &twin).await?;
         phase(cx, "loading the databases");
@@ -156,14 +161,27 @@ pub(super) async fn stage(
     }
 }
 
-/// A server with an empty cluster.
-async fn start(settings: &Settings, cx: &OpContext) -> Result<Twin, AdapterError> {
+/// Data that is there already, for a server of its own.
+pub(super) struct On {
+    pub(super) mounts: Vec<(PathBuf, String)>,
+    /// Whose it is.
+    pub(super) user: String,
+    /// Where the server sees it.
+    pub(super) data: &'static str,
+    /// What is set on the command line, which goes before what is set with the data.
+    pub(super) settings: Vec<String>,
+}
+
+/// A server with an empty cluster, or on data.
+pub(super) async fn start(settings: &Settings, cx: &OpContext, on: Option<On>) -> Result<Twin, AdapterError> {
     let Some(docker) = settings.docker() else {
         return Err(AdapterError::unsupported("a server of its own needs `container`"));
     };
     let set = |name: &str, value: &str| (name.to_owned(), Some(Secret::new(value)));
-    let user = cx.within(docker.env("POSTGRES_USER")).await??;
-    let user = user.as_ref().map_or(settings.flavor.user(), |user| user.expose());
+    let first = cx.within(docker.env("POSTGRES_USER")).await??;
+    let first = first.as_ref().map_or(settings.flavor.user(), |user| user.expose());
+    // In an empty cluster the image makes its first user; data has those that it has.
+    let user = on.as_ref().and(settings.user.as_deref()).unwrap_or(first);
     let mut env = vec![
         set("POSTGRES_USER", user),
         set("POSTGRES_PASSWORD", &uuid::Uuid::new_v4().simple().to_string()),
@@ -171,23 +189,27 @@ async fn start(settings: &Settings, cx: &OpContext) -> Result<Twin, AdapterError
     ];
     env.extend(NOT_OURS.map(|name| (name.to_owned(), None)));
     let (_, theirs) = cx.within(docker.started_by()).await??;
-    let change = TwinChange {
-        env,
-        command: Some(command(settings.port(), libraries(&theirs))),
+    let mut more = Vec::new();
+    let mut change = TwinChange {
         purpose: Purpose::Scratch,
         network: Network::None,
         memory: Some(MEMORY),
         ..TwinChange::default()
     };
+    if let Some(on) = on {
+        env.push(set("PGDATA", on.data));
+        (change.mounts, change.user, more) = (on.mounts, Some(on.user), on.settings);
+    }
+    more.extend(libraries(&theirs).map(|libraries| format!("{LIBRARIES}={libraries}")));
+    change.command = Some(command(settings.port(), more));
+    change.env = env;
     phase(cx, "starting a server of its own for the test restore");
     cx.within(docker.twin(&cx.run_id, change)).await?
 }
 
-fn command(port: u16, libraries: Option<&str>) -> Vec<String> {
-    let mut settings: Vec<String> = THROWN_AWAY.map(str::to_owned).to_vec();
-    settings.push(format!("port={port}"));
-    settings.extend(libraries.map(|libraries| format!("{LIBRARIES}={libraries}")));
-    let options = settings.into_iter().flat_map(|setting| ["-c".to_owned(), setting]);
+fn command(port: u16, more: Vec<String>) -> Vec<String> {
+    let settings = THROWN_AWAY.map(str::to_owned).into_iter().chain([format!("port={port}")]).chain(more);
+    let options = settings.flat_map(|setting| ["-c".to_owned(), setting]);
     std::iter::once("postgres".to_owned()).chain(options).collect()
 }
 
@@ -205,7 +227,7 @@ fn libraries(command: &[String]) -> Option<&str> {
 }
 
 /// The way to a server that has started: not to the one that sets the cluster up, which is about to end.
-async fn ready(settings: &Settings, cx: &OpContext, twin: &Twin) -> Result<Link, AdapterError> {
+pub(super) async fn ready(settings: &Settings, cx: &OpContext, twin: &Twin) -> Result<Link, AdapterError> {
     let until = Instant::now() + START;
     loop {
         let tried = async {
@@ -214,7 +236,8 @@ async fn ready(settings: &Settings, cx: &OpContext, twin: &Twin) -> Result<Link,
             Ok::<_, AdapterError>(link)
         };
         let late = match tried.await {
-            Err(e) if !matches!(e.kind(), AdapterErrorKind::Cancelled | AdapterErrorKind::Timeout) => e,
+            // What passes while it comes up, and not what says no.
+            Err(e) if !FINAL.contains(&e.kind()) => e,
             done => return done,
         };
         if let Some(exit) = cx.within(twin.ended()).await?? {
@@ -291,7 +314,7 @@ mod tests {
         assert_eq!(of(&format!("-c{libraries}")), expected);
         assert_eq!(of("postgres --shared-preload-libraries=timescaledb,pg_cron"), expected);
         assert_eq!(of("postgres -c shared_buffers=1GB"), None);
-        let made = command(5433, Some("x"));
+        let made = command(5433, vec!["shared_preload_libraries=x".to_owned()]);
         assert_eq!(made.first().map(String::as_str), Some("postgres"));
         assert!(made.contains(&"fsync=off".to_owned()) && made.contains(&"port=5433".to_owned()));
         assert_eq!(made.last().map(String::as_str), Some("shared_preload_libraries=x"));

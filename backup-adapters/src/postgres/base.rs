@@ -7,6 +7,7 @@ mod manifest;
 mod plan;
 mod restore;
 mod take;
+mod try_out;
 mod verify;
 
 use backup_core::{AdapterError, AdapterErrorKind};
@@ -19,6 +20,7 @@ pub(super) use self::check::{Base, evidence};
 pub(super) use self::plan::plan;
 pub(super) use self::restore::{Plan, bring_back, discard, leftovers, stage, switch, undo};
 pub(super) use self::take::{check, open};
+pub(super) use self::try_out::try_out;
 pub(super) use self::verify::{unpack, verified};
 
 /// What the attribute `content` says, and the artifact's name.

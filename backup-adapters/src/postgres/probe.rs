@@ -123,13 +123,18 @@ pub(super) async fn elsewhere(
     settings: &Settings,
     cx: &OpContext,
     dir: &Path,
+    scratch: bool,
 ) -> Result<Evidence, AdapterError> {
     let mut evidence = Evidence::default();
     let mut link = None;
     for listed in read_list(dir).await? {
         match listed {
             Listed::Base { data } => {
-                evidence.merge(base::evidence(&base::verified(cx, dir.join(data)).await?));
+                evidence.merge(base::evidence(&base::verified(cx, dir.join(&data)).await?));
+                if scratch {
+                    // Last: a server changes its data when it starts.
+                    evidence.merge(base::try_out(settings, cx, dir.join(data)).await?);
+                }
             }
             Listed::Database { name, staged, server } => {
                 let link = match &mut link {
