@@ -219,7 +219,8 @@ pub(super) async fn version(
     purpose: Purpose,
 ) -> Result<String, AdapterError> {
     let (user, keep) = ("7474:7474".to_owned(), vec![LICENCE.to_owned()]);
-    let spec = HelperSpec { user, image, keep, purpose, ..HelperSpec::default() };
+    let memory = (purpose == Purpose::Scratch).then_some(MEMORY);
+    let spec = HelperSpec { user, image, keep, purpose, memory, ..HelperSpec::default() };
     let helper = cx.within(server.docker.helper(&cx.run_id, spec)).await??;
     let run = async {
         let command = ExecCommand::new(["neo4j-admin", "--version"]).with_deadline(cx.deadline);
