@@ -12,7 +12,7 @@ use crate::watched::{Watch, assert_gone, assert_restrained, is_volume, left_of, 
 const CANARY: &str = "canary-outward-19c";
 
 fn run_id() -> RunId {
-    RunId::generate(chrono::Utc::now())
+    RunId::generate(backup_core::Clock::now(&backup_core::SystemClock))
 }
 
 fn isolated() -> TwinChange {

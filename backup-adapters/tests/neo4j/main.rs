@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests, too, fail by panicking")]
 
 mod accidents;
+mod apart;
 mod capture;
 mod conformance;
 mod faults;
@@ -14,3 +15,5 @@ mod old;
 mod online;
 mod restore;
 mod support;
+#[path = "../common/scratch.rs"]
+mod watched;

@@ -65,6 +65,11 @@ impl Container {
         container
     }
 
+    /// One of PostgreSQL that runs already.
+    pub(crate) fn named(name: String) -> Self {
+        Self { name, user: "postgres", psql: "psql" }
+    }
+
     pub(crate) fn wait(&self, port: &str) {
         let until = Instant::now() + Duration::from_secs(90);
         while !docker(&["exec", &self.name, "pg_isready", "-h", "127.0.0.1", "-p", port]).0 {
@@ -279,7 +284,7 @@ async fn a_server_that_is_being_set_up_is_not_there_yet() {
     let args = ["run", "-d", "--rm", "--name", &name, "--label", &label, "-e", "POSTGRES_PASSWORD"];
     let (ok, text) = docker(&[&args[..], &[&image(), "-c", "listen_addresses="]].concat());
     assert!(ok, "{text}");
-    let container = Container { name, user: "postgres", psql: "psql" };
+    let container = Container::named(name);
     let until = Instant::now() + Duration::from_secs(90);
     while !docker(&["exec", &container.name, "pg_isready"]).0 {
         assert!(Instant::now() < until, "{}", docker(&["logs", &container.name]).1);

@@ -2,6 +2,7 @@
 #![cfg(feature = "postgres")]
 #![expect(clippy::unwrap_used, reason = "helpers of tests, too, fail by panicking")]
 
+mod apart;
 mod base;
 mod capture;
 mod conformance;
@@ -14,3 +15,5 @@ mod old;
 mod restore;
 mod support;
 mod traps;
+#[path = "../common/scratch.rs"]
+mod watched;

@@ -2,6 +2,7 @@
 #![cfg(feature = "weaviate")]
 #![expect(clippy::unwrap_used, reason = "helpers of tests, too, fail by panicking")]
 
+mod apart;
 mod capture;
 mod conformance;
 mod export;
@@ -11,3 +12,5 @@ mod proxy;
 mod restore;
 mod s3;
 mod support;
+#[path = "../common/scratch.rs"]
+mod watched;
