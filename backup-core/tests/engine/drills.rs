@@ -86,3 +86,25 @@ async fn counts_that_differ_fail_it() {
     assert_eq!(b_report.outcome, Outcome::Failed, "{report:?}");
     assert_eq!(b_report.phases.last().unwrap().phase, "clean-up", "what was made is removed all the same");
 }
+
+/// What a test restore has made has to go: nobody else knows of it until a later run reclaims.
+#[tokio::test]
+async fn a_drill_that_is_cancelled_still_removes_what_it_made() {
+    let (w, a, b) = world().await;
+    b.script(|s| s.hanging.insert(Step::Probe));
+    let request = DrillRequest::default();
+    let probing = async {
+        while !b.log().contains(&Asked::Probe) {
+            tokio::task::yield_now().await;
+        }
+        request.cancel.cancel();
+    };
+    let (drilled, ()) = tokio::join!(w.engine.drill(&request), probing);
+    let (report, run) = drilled.unwrap();
+    assert!(!report.passed());
+    assert_eq!(run.outcome(), Outcome::Cancelled, "{run:?}");
+    assert_eq!(b.log().last(), Some(&Asked::Discard));
+    assert!(!a.log().contains(&Asked::Stage), "it comes after what was cancelled");
+    // A probe that was cancelled is no verdict on the backup.
+    assert!(w.entries().await.iter().all(|e| e.last_verification().is_none()));
+}
