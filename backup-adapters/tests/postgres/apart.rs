@@ -1,6 +1,8 @@
 //! Test restores in a server of their own: what it is, that the live one has nothing to do with it, and that it goes.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use backup_core::testkit::adapter_suite::{Captured, Damage, capture};
@@ -30,29 +32,29 @@ async fn staged(
 }
 
 /// The databases of a server, looked at again and again.
-struct Databases(tokio::task::JoinHandle<()>, Arc<Mutex<Vec<String>>>);
+struct Databases(Arc<AtomicBool>, JoinHandle<Vec<String>>);
 
 impl Databases {
     fn of(server: &Arc<Container>) -> Self {
-        let (server, seen) = (Arc::clone(server), Arc::new(Mutex::new(Vec::new())));
-        let noted = Arc::clone(&seen);
-        let looks = tokio::spawn(async move {
-            loop {
-                let server = Arc::clone(&server);
-                let all = tokio::task::spawn_blocking(move || {
-                    server.sql(server.user, "SELECT string_agg(datname, ' ' ORDER BY 1) FROM pg_database")
-                });
-                let all = all.await.unwrap();
-                noted.lock().unwrap().push(all);
-                tokio::time::sleep(Duration::from_millis(50)).await;
+        let (server, over) = (Arc::clone(server), Arc::new(AtomicBool::new(false)));
+        let ended = Arc::clone(&over);
+        let looks = std::thread::spawn(move || {
+            let mut seen = Vec::new();
+            while !ended.load(Ordering::Relaxed) {
+                seen.push(
+                    server.sql(server.user, "SELECT string_agg(datname, ' ' ORDER BY 1) FROM pg_database"),
+                );
+                std::thread::sleep(Duration::from_millis(50));
             }
+            seen
         });
-        Self(looks, seen)
+        Self(over, looks)
     }
 
+    /// Each state that there was.
     fn end(self) -> Vec<String> {
-        self.0.abort();
-        let mut all = self.1.lock().unwrap().clone();
+        self.0.store(true, Ordering::Relaxed);
+        let mut all = self.1.join().unwrap();
         assert!(all.len() > 5, "it was hardly looked at");
         all.sort();
         all.dedup();
