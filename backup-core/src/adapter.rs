@@ -15,8 +15,12 @@ use crate::metadata::{ArtifactMeta, Evidence, ExternalRef, Metadata};
 use crate::runtime::{InterruptionEntry, Replay};
 use crate::source::{BackupSource, ByteStream};
 
+mod ask;
+mod capabilities;
 mod legacy;
 
+pub use self::ask::{ANSWER_TIME, Answer, passes};
+pub use self::capabilities::Capabilities;
 pub use self::legacy::LegacyArtifact;
 
 /// Produces and consumes the data of one service.
@@ -153,6 +157,46 @@ pub trait ServiceAdapter: fmt::Debug + Send + Sync + 'static {
         Ok(false)
     }
 
+    /// Asks one question in the service's own language of what a restore made: the first value of the first row of the
+    /// answer, as text, with `true` and `false` for truth values. `None` if there is no row, or nothing in it.
+    ///
+    /// Read-only, as far as the service offers that: what would write is refused. Users write their smoke queries as such
+    /// questions; [`passes`] says which answers they accept.
+    ///
+    /// # Errors
+    /// `Unsupported` if the [`Capabilities`] do not declare it, or if this very target cannot be asked, e.g. because no
+    /// server runs there. For a question that the service does not understand, refuses or fails at: one line that says
+    /// what the service said, of any other kind.
+    async fn ask(
+        &self,
+        cx: &OpContext,
+        target: &RestoreTarget,
+        question: &str,
+    ) -> Result<Option<String>, AdapterError> {
+        let _unused = (cx, target, question);
+        Err(AdapterError::unsupported(format!("`{}` cannot be asked anything", self.kind())))
+    }
+
+    /// [`probe`](Self::probe), and then [`ask`](Self::ask) for each question: for adapters that start a server to look into
+    /// scratch, and shall start it once.
+    ///
+    /// # Errors
+    /// Those of `probe`. An answer has an error of its own.
+    async fn probe_and_ask(
+        &self,
+        cx: &OpContext,
+        target: &RestoreTarget,
+        questions: &[String],
+    ) -> Result<(Evidence, Vec<Answer>), AdapterError> {
+        let found = self.probe(cx, target).await?;
+        let mut answers = Vec::with_capacity(questions.len());
+        for question in questions {
+            let cx = cx.limited_to(ANSWER_TIME);
+            answers.push(cx.within(self.ask(&cx, target, question)).await.and_then(|answer| answer));
+        }
+        Ok((found, answers))
+    }
+
     /// Puts the kept-aside data back. What was restored is kept aside in turn.
     async fn undo(&self, cx: &OpContext, switched: &StepToken) -> Result<StepToken, AdapterError> {
         let _unused = (cx, switched);
@@ -207,42 +251,6 @@ pub trait ServiceAdapter: fmt::Debug + Send + Sync + 'static {
             return Ok(());
         }
         Err(AdapterError::unsupported(format!("`{}` keeps nothing outside the store", self.kind())))
-    }
-}
-
-/// What an adapter can do. Must agree with its behaviour.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Capabilities {
-    /// Can restore over the live service.
-    pub restore_live: bool,
-    /// Can restore into a plain directory.
-    pub restore_dir: bool,
-    /// Can restore into scratch, which is what `verify --level restore` needs.
-    pub restore_scratch: bool,
-    /// Can count what a target holds.
-    pub probe: bool,
-    /// Can put kept-aside data back.
-    pub undo: bool,
-}
-
-impl Capabilities {
-    /// Restores everywhere, probes and undoes.
-    #[must_use]
-    pub const fn full() -> Self {
-        Self { restore_live: true, restore_dir: true, restore_scratch: true, probe: true, undo: true }
-    }
-
-    /// Backs up only.
-    #[must_use]
-    pub const fn backup_only() -> Self {
-        Self { restore_live: false, restore_dir: false, restore_scratch: false, probe: false, undo: false }
-    }
-
-    /// Restores into directories and scratch, and nothing else.
-    #[must_use]
-    pub const fn restore_elsewhere() -> Self {
-        Self { restore_live: false, restore_dir: true, restore_scratch: true, probe: false, undo: false }
     }
 }
 

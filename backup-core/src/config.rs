@@ -37,8 +37,9 @@ mod raw;
 mod values;
 
 /// The keys of a service that are core's; all others are its adapter's.
-pub const SERVICE_KEYS: &[&str] =
-    &["kind", "enabled", "after", "timeout", "max_age", "rto", "encrypt", "limits", "hooks", "labels"];
+pub const SERVICE_KEYS: &[&str] = &[
+    "kind", "enabled", "after", "timeout", "max_age", "rto", "smoke", "encrypt", "limits", "hooks", "labels",
+];
 
 /// A whole configuration.
 #[derive(Debug, Clone)]
@@ -151,6 +152,9 @@ pub struct ServiceConfig {
     pub rto: Option<Duration>,
     /// Whether `recover` and `drill` take it when no service is named. Programs set it; there is no key for it.
     pub recovers: bool,
+    /// Questions in the service's own language that restored data must answer; see
+    /// [`ServiceAdapter::ask`](crate::ServiceAdapter::ask).
+    pub smoke: Vec<String>,
     /// For people and filters.
     pub labels: BTreeMap<String, String>,
     /// The adapter's own keys.
@@ -169,6 +173,7 @@ impl ServiceConfig {
             max_age: None,
             rto: None,
             recovers: true,
+            smoke: Vec::new(),
             labels: BTreeMap::new(),
             settings,
         }

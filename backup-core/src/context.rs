@@ -111,6 +111,13 @@ impl OpContext {
         self.deadline.map(|d| d.saturating_duration_since(Instant::now()))
     }
 
+    /// The same operation with a budget that ends after `limit` at the latest.
+    #[must_use]
+    pub fn limited_to(&self, limit: Duration) -> Self {
+        let end = Instant::now() + limit;
+        Self { deadline: Some(self.deadline.map_or(end, |d| d.min(end))), ..self.clone() }
+    }
+
     /// Runs `work` until it ends, the operation is cancelled, or its budget is used up: for every external wait.
     ///
     /// # Errors

@@ -61,6 +61,8 @@ pub struct PlannedService {
     pub max_age: Option<Duration>,
     /// How long a recovery may take.
     pub rto: Option<Duration>,
+    /// What restored data must answer; only where the adapter can be asked.
+    pub smoke: Vec<String>,
     /// Whether it takes part in runs.
     pub enabled: bool,
     /// Whether `recover` and `drill` take it when no service is named.
@@ -158,6 +160,13 @@ fn plan_service(
 ) -> Result<PlannedService, ConfigError> {
     let cx = BuildContext::new(name.clone(), base_dir);
     let adapter = registry.build(&config.kind, config.settings, &cx)?;
+    if !config.smoke.is_empty() && !adapter.capabilities().ask {
+        let what =
+            format!("a service of kind `{}` cannot be asked anything, as it is configured", config.kind);
+        return Err(ConfigError::new(what)
+            .at(format!("services.{}.smoke", quoted_key(name.as_str())))
+            .hint("remove the key"));
+    }
     Ok(PlannedService {
         name,
         kind: config.kind,
@@ -166,6 +175,7 @@ fn plan_service(
         timeout: config.timeout,
         max_age: config.max_age,
         rto: config.rto,
+        smoke: config.smoke,
         enabled: config.enabled,
         recovers: config.recovers,
         labels: config.labels,

@@ -101,7 +101,7 @@ fn unknown_keys_name_the_closest_one() {
 
 #[test]
 fn unknown_keys_of_a_service_name_the_adapters_and_cores_keys() {
-    let keys = "the keys are paths, exclude, on_change, password, kind, enabled, after, timeout, max_age, rto, encrypt, limits, \
+    let keys = "the keys are paths, exclude, on_change, password, kind, enabled, after, timeout, max_age, rto, smoke, encrypt, limits, \
                 hooks, labels";
     refused(
         &with_service("exlude = ['*.tmp']"),
@@ -312,6 +312,25 @@ fn what_cannot_be_honoured_is_refused_rather_than_ignored() {
     ] {
         assert_eq!(refusal(&with_service(text)).0, format!("backup.toml: {message}"));
     }
+}
+
+#[test]
+fn smoke_queries_are_text_for_services_that_can_be_asked() {
+    refused(
+        &with_service("smoke = ['SELECT 1']"),
+        "backup.toml: services.data.smoke: a service of kind `files` cannot be asked anything, as it is configured",
+        "remove the key",
+    );
+    for wrong in ["''", "' \n'", "\"a\\u0007b\""] {
+        refused(
+            &with_service(&format!("smoke = ['SELECT 1', {}]", wrong.replace('\n', "\t"))),
+            "backup.toml: services.data.smoke[1]: must be a question as text, and not empty",
+            "write one query, e.g. `SELECT count(*) FROM orders`",
+        );
+    }
+    let (message, _) = refusal(&with_service("smoke = 'SELECT 1'"));
+    assert_eq!(message, "backup.toml: services.data.smoke: invalid type: a text, expected a list");
+    read(&with_service("smoke = []")).unwrap();
 }
 
 #[test]

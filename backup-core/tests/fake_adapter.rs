@@ -34,6 +34,9 @@ impl AdapterFixture for Fixture {
     async fn restored(&self, dir: &Path) -> String {
         text_of_dir(dir)
     }
+    fn question(&self) -> String {
+        "a".into()
+    }
     fn unreachable(&self) -> Option<Arc<dyn ServiceAdapter>> {
         Some(Arc::new(FakeAdapter::new().hanging(Step::Check).hanging(Step::Open)))
     }

@@ -81,6 +81,8 @@ struct RawService {
     timeout: Option<Span>,
     max_age: Option<Span>,
     rto: Option<Span>,
+    #[serde(default)]
+    smoke: Vec<String>,
     encrypt: Option<IgnoredAny>,
     limits: Option<IgnoredAny>,
     hooks: Option<IgnoredAny>,
@@ -165,12 +167,14 @@ fn service(mut table: toml::Table, place: &str) -> Result<ServiceConfig, ConfigE
     refuse(raw.hooks, "running hooks", &format!("{place}.hooks"))?;
     refuse(raw.limits, "limiting a single service", &format!("{place}.limits"))?;
     no_duplicates(&raw.after, &format!("{place}.after"))?;
+    questions(&raw.smoke, &format!("{place}.smoke"))?;
     Ok(ServiceConfig {
         enabled: raw.enabled.unwrap_or(true),
         after: raw.after,
         timeout: duration(raw.timeout),
         max_age: duration(raw.max_age),
         rto: duration(raw.rto),
+        smoke: raw.smoke,
         labels: raw.labels,
         ..ServiceConfig::new(kind, table)
     })
@@ -289,6 +293,17 @@ fn no_duplicates(names: &[ServiceName], place: &str) -> Result<(), ConfigError> 
     let mut seen = BTreeSet::new();
     match names.iter().find(|name| !seen.insert(*name)) {
         Some(name) => Err(ConfigError::new(format!("`{name}` is named twice")).at(place)),
+        None => Ok(()),
+    }
+}
+
+/// A question may have many lines: some languages are written so. Other control characters are slips.
+fn questions(all: &[String], place: &str) -> Result<(), ConfigError> {
+    let odd = |q: &String| q.trim().is_empty() || q.chars().any(|c| c.is_control() && !"\n\r\t".contains(c));
+    match all.iter().position(odd) {
+        Some(at) => Err(ConfigError::new("must be a question as text, and not empty")
+            .at(format!("{place}[{at}]"))
+            .hint("write one query, e.g. `SELECT count(*) FROM orders`")),
         None => Ok(()),
     }
 }

@@ -26,6 +26,9 @@
 //!     async fn restored(&self, dir: &Path) -> String {
 //!         text_of_dir(dir)
 //!     }
+//!     fn question(&self) -> String {
+//!         "a".into() // this fake answers how many bytes its artifact `a` has
+//!     }
 //! }
 //!
 //! backup_core::adapter_conformance_tests!(fake, || async { Fixture(FakeAdapter::new().artifact("a", ["1", "2"])) });
@@ -75,6 +78,11 @@ pub trait AdapterFixture: Send + Sync + 'static {
     /// What a restore made in `dir`, in the same form. Called only if the adapter restores into directories.
     async fn restored(&self, dir: &Path) -> String {
         panic!("the fixture cannot read `{}`: write `AdapterFixture::restored`", dir.display())
+    }
+
+    /// A question whose answer passes, before and after [`mutate`](Self::mutate). Called only if the adapter can be asked.
+    fn question(&self) -> String {
+        panic!("the adapter can be asked: write `AdapterFixture::question`")
     }
 
     /// Adapts the context, e.g. to give secrets.

@@ -383,6 +383,34 @@ impl ServiceAdapter for FakeAdapter {
         Ok(true)
     }
 
+    /// A question is the name of an artifact, the answer how many bytes it has.
+    async fn ask(
+        &self,
+        cx: &OpContext,
+        target: &RestoreTarget,
+        question: &str,
+    ) -> Result<Option<String>, AdapterError> {
+        if !self.capabilities().ask {
+            return Err(AdapterError::unsupported("`fake` cannot be asked anything"));
+        }
+        self.begin(cx, Step::Ask, Call::Ask(question.to_owned())).await?;
+        let (scripted, mute) = {
+            let Script { answers, mute_scratch, .. } = &self.state().script;
+            (answers.get(question).cloned(), *mute_scratch)
+        };
+        let content = match target {
+            RestoreTarget::Scratch(_) if mute => {
+                return Err(AdapterError::unsupported("no fake runs in scratch"));
+            }
+            RestoreTarget::Live => self.live(),
+            RestoreTarget::Dir(dir) => script::read_dir(dir)?,
+            RestoreTarget::Scratch(scratch) => script::read_dir(&scratch.dir)?,
+        };
+        let bytes = |chunks: &Vec<Bytes>| chunks.iter().map(Bytes::len).sum::<usize>().to_string();
+        let true_answer = ArtifactName::new(question).ok().and_then(|name| content.get(&name).map(bytes));
+        Ok(scripted.unwrap_or(true_answer))
+    }
+
     async fn undo(&self, cx: &OpContext, switched: &StepToken) -> Result<StepToken, AdapterError> {
         if !self.capabilities().undo {
             return Err(AdapterError::unsupported("`fake` cannot undo a restore"));

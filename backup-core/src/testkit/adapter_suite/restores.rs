@@ -1,7 +1,7 @@
 //! The clauses about restores.
 
 use super::{Bench, Captured, Damage, Kind};
-use crate::adapter::{RestoreTarget, StepToken};
+use crate::adapter::{RestoreTarget, StepToken, passes};
 use crate::error::{AdapterErrorKind, chain};
 
 /// What is not declared answers `Unsupported`; what is can be planned.
@@ -11,6 +11,7 @@ use crate::error::{AdapterErrorKind, chain};
 pub async fn capabilities_and_behaviour_agree(bench: &Bench) {
     let adapter = bench.fixture.adapter();
     let can = adapter.capabilities();
+    let before = bench.fixture.live().await;
     let captured = bench.captured().await;
     let targets =
         [(Kind::Live, can.restore_live), (Kind::Dir, can.restore_dir), (Kind::Scratch, can.restore_scratch)];
@@ -37,6 +38,15 @@ pub async fn capabilities_and_behaviour_agree(bench: &Bench) {
         let undone = adapter.undo(&bench.cx(), &token).await;
         assert_eq!(undone.expect_err("not declared").kind(), AdapterErrorKind::Unsupported);
     }
+    if can.ask {
+        let asked = adapter.ask(&bench.cx(), &RestoreTarget::Live, &bench.fixture.question()).await;
+        let answer = asked.expect("the question is answered");
+        assert!(passes(answer.as_deref()), "the fixture's question gets {answer:?}");
+        assert_eq!(bench.fixture.live().await, before, "a question changed the live data");
+    } else {
+        let asked = adapter.ask(&bench.cx(), &RestoreTarget::Live, "1").await;
+        assert_eq!(asked.expect_err("not declared").kind(), AdapterErrorKind::Unsupported);
+    }
 }
 
 async fn restores_elsewhere(bench: &Bench, kind: Kind) {
@@ -54,8 +64,19 @@ async fn restores_elsewhere(bench: &Bench, kind: Kind) {
         RestoreTarget::Live => return,
     };
     assert_eq!(bench.fixture.restored(dir).await, before, "the restored data is another");
-    if bench.fixture.adapter().capabilities().probe {
-        let probed = bench.fixture.adapter().probe(&bench.cx(), &target).await.expect("the probe succeeds");
+    let (adapter, can) = (bench.fixture.adapter(), bench.fixture.adapter().capabilities());
+    if can.probe {
+        let questions = if can.ask { vec![bench.fixture.question()] } else { Vec::new() };
+        let probed = adapter.probe_and_ask(&bench.cx(), &target, &questions).await;
+        let (probed, answers) = probed.expect("the probe succeeds");
+        assert_eq!(answers.len(), questions.len(), "a question got no answer");
+        for answer in answers {
+            match answer {
+                Ok(value) => assert!(passes(value.as_deref()), "the restored data answers {value:?}"),
+                // Nothing that could be asked need run there.
+                Err(e) => assert_eq!(e.kind(), AdapterErrorKind::Unsupported, "{}", chain(&e)),
+            }
+        }
         let contradictions = captured.report.evidence.contradictions(&probed);
         assert!(contradictions.is_empty(), "the restored data counts otherwise: {contradictions:?}");
     }

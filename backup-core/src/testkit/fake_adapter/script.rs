@@ -35,6 +35,7 @@ pub enum Step {
     Probe,
     #[serde(rename = "prove-writable")]
     ProveWritable,
+    Ask,
     Undo,
     Discard,
     Reclaim,
@@ -81,6 +82,8 @@ pub enum Call {
     Probe,
     /// `prove_writable`.
     ProveWritable,
+    /// `ask`, of this question.
+    Ask(String),
     /// `undo`.
     Undo,
     /// `discard`.
@@ -130,6 +133,10 @@ pub struct Script {
     pub interrupts: Option<Interrupts>,
     /// What the adapter declares, and does.
     pub capabilities: Capabilities,
+    /// What questions are answered, instead of the truth.
+    pub answers: BTreeMap<String, Option<String>>,
+    /// Whether scratch cannot be asked, as if no server ran there.
+    pub mute_scratch: bool,
     /// Whether there is no such service: it can be neither counted nor restored.
     pub missing: bool,
     /// The container that the service is said to run in.
@@ -155,7 +162,9 @@ impl Default for Script {
             fingerprint: false,
             only_if_changed: false,
             interrupts: None,
-            capabilities: Capabilities::full(),
+            capabilities: Capabilities::full().with_ask(),
+            answers: BTreeMap::new(),
+            mute_scratch: false,
             missing: false,
             container: None,
             comes_first: false,
