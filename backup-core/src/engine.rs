@@ -46,6 +46,7 @@ mod restore;
 mod resume;
 mod select;
 mod settle;
+mod smoke;
 mod status;
 mod verify;
 

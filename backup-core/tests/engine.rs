@@ -32,6 +32,8 @@ mod recovery;
 mod restores;
 #[path = "engine/retention.rs"]
 mod retention;
+#[path = "engine/smoke.rs"]
+mod smoke;
 #[path = "engine/stack.rs"]
 mod stack;
 #[path = "engine/verification.rs"]

@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::smoke::judge_scratch;
 use super::{Engine, Inner, Run, RunReport, StepReport, millis};
 use crate::adapter::{CheckPurpose, RestoreTarget, ScratchHandle};
 use crate::catalog::{BackupState, Entry, FactKind, Filter, VerifyLevel};
@@ -353,16 +354,16 @@ impl Inner {
         self.phase(&service.name, "comparing with the evidence");
         let probed = async {
             let switched = adapter.switch(cx, &plan, &staged).await.map_err(fail(Stage::Switch))?;
-            let found = if adapter.capabilities().probe {
-                adapter.probe(cx, &target).await.map_err(fail(Stage::Probe))?
-            } else {
-                Evidence::default()
-            };
-            Ok::<_, BackupError>((switched, found))
+            let (found, answers) = self.probe_and_ask(cx, service, &target).await?;
+            Ok::<_, BackupError>((switched, found, answers))
         }
         .await;
         let (token, result) = match probed {
-            Ok((switched, found)) => (switched, contradictions(&metadata, &found)),
+            Ok((switched, found, answers)) => {
+                // What is not as the backup says tells more than any question about it.
+                let same = contradictions(&metadata, &found);
+                (switched, same.and_then(|()| judge_scratch(service, &answers, step)))
+            }
             Err(e) => (staged, Err(e)),
         };
         let since = step.phase("verify", since);

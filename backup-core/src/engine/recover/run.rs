@@ -200,6 +200,7 @@ impl Inner {
         };
         self.restore_or_older(run, &work.plan.request, preview, step).await?;
         self.take_a_write(run, service, step).await?;
+        self.ask_live(run, service, step).await?;
         step.restore_ms = Some(millis(started));
         Ok(())
     }
