@@ -7,6 +7,7 @@
 //! password = { env = "NEO4J_PASSWORD" }
 //! capture = "auto"                # clone, stop-dump, stop-copy, pause-copy, online
 //! max_interruption = "5s"         # binds `auto`
+//! smoke = ["MATCH (n:Page) RETURN count(n)"]   # what restored data must answer; `movies: MATCH …` asks that database
 //! ```
 //!
 //! Neo4j Community has no online backup, and copies of a running store are unsound as they are. So the server is paused while its
@@ -17,6 +18,7 @@
 //! A restore builds the data beside what is there, starts a second server over it, which recovers it and counts, and
 //! then stops the server for as long as it takes to exchange names. Nothing is deleted.
 
+mod ask;
 mod bolt;
 mod capture;
 mod check;
@@ -38,9 +40,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use backup_core::runtime::{InterruptionEntry, Replay};
 use backup_core::{
-    AdapterConfig, AdapterError, ArtifactMeta, BackupSource, BuildContext, Capabilities, CheckPurpose,
-    ConfigError, ContentCheck, DiscoverContext, Discovery, Evidence, HandContext, HandStep, Leftover,
-    LegacyArtifact, Metadata, OpContext, RestorePlan, RestoreSource, RestoreTarget, RunId, Secret,
+    AdapterConfig, AdapterError, Answer, ArtifactMeta, BackupSource, BuildContext, Capabilities,
+    CheckPurpose, ConfigError, ContentCheck, DiscoverContext, Discovery, Evidence, HandContext, HandStep,
+    Leftover, LegacyArtifact, Metadata, OpContext, RestorePlan, RestoreSource, RestoreTarget, RunId, Secret,
     ServiceAdapter, StepToken,
 };
 use serde::Deserialize;
@@ -171,7 +173,7 @@ impl ServiceAdapter for Neo4j {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities::full()
+        Capabilities::full().with_ask()
     }
 
     async fn check(&self, cx: &OpContext) -> Result<(), AdapterError> {
@@ -236,7 +238,25 @@ impl ServiceAdapter for Neo4j {
     }
 
     async fn probe(&self, cx: &OpContext, target: &RestoreTarget) -> Result<Evidence, AdapterError> {
-        restore::probe(self, cx, target).await
+        restore::probe(self, cx, target, &[]).await.map(|(found, _)| found)
+    }
+
+    async fn ask(
+        &self,
+        cx: &OpContext,
+        target: &RestoreTarget,
+        question: &str,
+    ) -> Result<Option<String>, AdapterError> {
+        ask::ask(self, cx, target, question).await
+    }
+
+    async fn probe_and_ask(
+        &self,
+        cx: &OpContext,
+        target: &RestoreTarget,
+        questions: &[String],
+    ) -> Result<(Evidence, Vec<Answer>), AdapterError> {
+        restore::probe(self, cx, target, questions).await
     }
 
     async fn prove_writable(&self, cx: &OpContext) -> Result<bool, AdapterError> {

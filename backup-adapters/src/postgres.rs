@@ -17,6 +17,7 @@
 //! # capture = "basebackup"            # the files of the whole server; "dump" unless set
 //! # unit = "postgresql.service"       # what runs a server on this host; for restores of its files
 //! # run_as = "postgres"               # the operating system's user, for peer authentication
+//! # smoke = ["app: SELECT count(*) FROM orders"]   # what restored data must answer: see `ask`
 //! ```
 //!
 //! Dumps are made by the server's own `pg_dump`, run beside it: no two versions meet, and no port has to be open. Each
@@ -33,6 +34,7 @@
 //! container loads them into a server of its own, in a container of the same image that reaches nothing.
 
 mod apart;
+mod ask;
 mod base;
 mod capture;
 mod check;
@@ -286,7 +288,7 @@ impl ServiceAdapter for Postgres {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities::full()
+        Capabilities::full().with_ask()
     }
 
     async fn check(&self, cx: &OpContext) -> Result<(), AdapterError> {
@@ -366,6 +368,19 @@ impl ServiceAdapter for Postgres {
             RestoreTarget::Dir(dir) => probe::elsewhere(&self.settings, cx, dir, false).await,
             RestoreTarget::Scratch(scratch) => probe::elsewhere(&self.settings, cx, &scratch.dir, true).await,
             _ => Err(AdapterError::unsupported("databases cannot be counted there")),
+        }
+    }
+
+    async fn ask(
+        &self,
+        cx: &OpContext,
+        target: &RestoreTarget,
+        question: &str,
+    ) -> Result<Option<String>, AdapterError> {
+        match target {
+            RestoreTarget::Live => ask::live(&self.settings, cx, question).await,
+            RestoreTarget::Scratch(scratch) => ask::scratch(&self.settings, cx, &scratch.dir, question).await,
+            _ => Err(AdapterError::unsupported("no server runs in a directory")),
         }
     }
 

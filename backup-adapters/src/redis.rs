@@ -7,6 +7,7 @@
 //! password = { env = "REDIS_PASSWORD" }
 //! capture = "auto"                             # stream, bgsave
 //! restore = "wire"                             # file
+//! smoke = ["EXISTS config:version", "5: LLEN queue"]   # what restored data must answer: see `ask`
 //! ```
 //!
 //! `stream` asks for a full resynchronisation as a replica would and keeps the snapshot that the server sends. `bgsave`
@@ -16,6 +17,7 @@
 //! A restore turns this round (`wire`): the server becomes a replica of a port of ours for as long as it takes to load the
 //! file. `restore = "file"` exchanges its files instead (`file`).
 
+mod ask;
 mod bgsave;
 mod capture;
 mod check;
@@ -44,10 +46,10 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use backup_core::runtime::{InterruptionEntry, Replay};
 use backup_core::{
-    AdapterConfig, AdapterError, ArtifactMeta, BackupSource, BuildContext, Capabilities, CheckPurpose,
-    ConfigError, ContentCheck, DiscoverContext, Discovery, Evidence, HandContext, HandStep, Leftover,
-    LegacyArtifact, Metadata, OpContext, RestorePlan, RestoreSource, RestoreTarget, RunId, ServiceAdapter,
-    StepToken,
+    AdapterConfig, AdapterError, Answer, ArtifactMeta, BackupSource, BuildContext, Capabilities,
+    CheckPurpose, ConfigError, ContentCheck, DiscoverContext, Discovery, Evidence, HandContext, HandStep,
+    Leftover, LegacyArtifact, Metadata, OpContext, RestorePlan, RestoreSource, RestoreTarget, RunId,
+    ServiceAdapter, StepToken,
 };
 use serde::Deserialize;
 
@@ -198,7 +200,7 @@ impl ServiceAdapter for Redis {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities::full()
+        Capabilities::full().with_ask()
     }
 
     async fn check(&self, cx: &OpContext) -> Result<(), AdapterError> {
@@ -269,7 +271,25 @@ impl ServiceAdapter for Redis {
     }
 
     async fn probe(&self, cx: &OpContext, target: &RestoreTarget) -> Result<Evidence, AdapterError> {
-        restore::probe(&self.server, cx, target).await
+        restore::probe(&self.server, cx, target, &[]).await.map(|(found, _)| found)
+    }
+
+    async fn ask(
+        &self,
+        cx: &OpContext,
+        target: &RestoreTarget,
+        question: &str,
+    ) -> Result<Option<String>, AdapterError> {
+        ask::ask(&self.server, cx, target, question).await
+    }
+
+    async fn probe_and_ask(
+        &self,
+        cx: &OpContext,
+        target: &RestoreTarget,
+        questions: &[String],
+    ) -> Result<(Evidence, Vec<Answer>), AdapterError> {
+        restore::probe(&self.server, cx, target, questions).await
     }
 
     async fn prove_writable(&self, cx: &OpContext) -> Result<bool, AdapterError> {

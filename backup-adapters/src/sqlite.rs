@@ -4,6 +4,7 @@
 //! [services.app]
 //! kind = "sqlite"
 //! path = "data/app.db"
+//! smoke = ["SELECT count(*) FROM users"]      # optional: what restored data must answer; one statement that only reads
 //! ```
 //!
 //! A database is more than its file: `cp` of the file alone misses what is still in its `-wal`, and a copy under
@@ -15,6 +16,7 @@
 //! (<https://www.sqlite.org/howtocorrupt.html>, section 2.2.1): a service that embeds this adapter and has the same
 //! database open must use this crate's `rusqlite` too, or run the backup in a process of its own.
 
+mod ask;
 mod capture;
 mod check;
 mod connect;
@@ -134,7 +136,7 @@ impl ServiceAdapter for Sqlite {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities::full()
+        Capabilities::full().with_ask()
     }
 
     async fn check(&self, _cx: &OpContext) -> Result<(), AdapterError> {
@@ -212,6 +214,17 @@ impl ServiceAdapter for Sqlite {
             Ok(evidence)
         }))
         .await
+    }
+
+    async fn ask(
+        &self,
+        cx: &OpContext,
+        target: &RestoreTarget,
+        question: &str,
+    ) -> Result<Option<String>, AdapterError> {
+        let (adapter, cx, target) = (self.clone(), cx.clone(), target.clone());
+        let question = question.to_owned();
+        joined(spawn_blocking(move || ask::ask(&adapter.restored(&target)?, &cx, &question))).await
     }
 
     async fn undo(&self, cx: &OpContext, switched: &StepToken) -> Result<StepToken, AdapterError> {

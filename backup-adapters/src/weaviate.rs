@@ -7,6 +7,7 @@
 //! api_key = { env = "WEAVIATE_API_KEY" }
 //! capture = "auto"                             # backup, export
 //! inactive_tenants = "auto"                    # activate, leave-out
+//! smoke = ["{ Aggregate { Doc { meta { count } } } }"]   # GraphQL; what restored data must answer
 //! ```
 //!
 //! The server writes a backup into its own backup folder (module `backup-filesystem`); its files are collected from
@@ -21,6 +22,7 @@
 
 mod apart;
 mod api;
+mod ask;
 mod capture;
 mod census;
 mod check;
@@ -45,9 +47,10 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use backup_core::runtime::{InterruptionEntry, Replay};
 use backup_core::{
-    AdapterConfig, AdapterError, ArtifactMeta, BackupSource, BuildContext, Capabilities, CheckPurpose,
-    ConfigError, ContentCheck, DiscoverContext, Discovery, Evidence, HandContext, HandStep, Leftover,
-    Metadata, OpContext, RestorePlan, RestoreSource, RestoreTarget, RunId, ServiceAdapter, StepToken,
+    AdapterConfig, AdapterError, Answer, ArtifactMeta, BackupSource, BuildContext, Capabilities,
+    CheckPurpose, ConfigError, ContentCheck, DiscoverContext, Discovery, Evidence, HandContext, HandStep,
+    Leftover, Metadata, OpContext, RestorePlan, RestoreSource, RestoreTarget, RunId, ServiceAdapter,
+    StepToken,
 };
 use serde::Deserialize;
 use url::Url;
@@ -194,7 +197,7 @@ impl ServiceAdapter for Weaviate {
 
     fn capabilities(&self) -> Capabilities {
         if self.server.container.is_some() {
-            return Capabilities::full();
+            return Capabilities::full().with_ask();
         }
         // Nothing here could start or stop a server.
         let mut can = Capabilities::backup_only();
@@ -275,7 +278,31 @@ impl ServiceAdapter for Weaviate {
         if !self.capabilities().probe {
             return Err(AdapterError::unsupported("counting needs `container`"));
         }
-        restore::probe(&self.server, cx, target).await
+        restore::probe(&self.server, cx, target, &[]).await.map(|(found, _)| found)
+    }
+
+    async fn ask(
+        &self,
+        cx: &OpContext,
+        target: &RestoreTarget,
+        question: &str,
+    ) -> Result<Option<String>, AdapterError> {
+        if !self.capabilities().ask {
+            return Err(AdapterError::unsupported("questions after restores need `container`"));
+        }
+        ask::ask(&self.server, cx, target, question).await
+    }
+
+    async fn probe_and_ask(
+        &self,
+        cx: &OpContext,
+        target: &RestoreTarget,
+        questions: &[String],
+    ) -> Result<(Evidence, Vec<Answer>), AdapterError> {
+        if !self.capabilities().probe {
+            return Err(AdapterError::unsupported("counting needs `container`"));
+        }
+        restore::probe(&self.server, cx, target, questions).await
     }
 
     async fn prove_writable(&self, cx: &OpContext) -> Result<bool, AdapterError> {

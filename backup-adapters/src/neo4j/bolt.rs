@@ -184,6 +184,40 @@ impl Bolt {
         }
     }
 
+    /// The first value of the first row that a query gives, which must not write. Without a database in that which is the
+    /// server's default.
+    ///
+    /// # Errors
+    /// As [`query`](Self::query).
+    pub(super) async fn first_value(
+        &mut self,
+        cx: &OpContext,
+        database: Option<&str>,
+        query: &str,
+    ) -> Result<Option<String>, AdapterError> {
+        let limit = cx.remaining().and_then(|left| i64::try_from(left.as_millis()).ok());
+        let mut extra = vec![("mode".to_owned(), Value::text("r"))];
+        extra.extend(limit.map(|ms| ("tx_timeout".to_owned(), Value::Int(ms.max(1)))));
+        extra.extend(database.map(|name| ("db".to_owned(), Value::text(name))));
+        self.done(cx, 0x10, vec![Value::text(query), Value::Map(Vec::new()), Value::Map(extra)]).await?;
+        let mut first = None;
+        // PULL of one row; then, should there be more, DISCARD of all of them.
+        for (tag, rows) in [(0x3F, 1), (0x2F, -1)] {
+            self.send(cx, tag, vec![Value::Map(vec![("n".to_owned(), Value::Int(rows))])]).await?;
+            let told = loop {
+                match self.receive(cx).await? {
+                    Answer::Record(row) => first = row.first().and_then(Value::shown),
+                    Answer::Success(told) => break told,
+                    Answer::Failure { code, message } => return Err(self.failed(cx, &code, &message).await),
+                }
+            };
+            if told.get("has_more") != Some(&Value::Bool(true)) {
+                break;
+            }
+        }
+        Ok(first)
+    }
+
     /// Ends the connection.
     pub(super) async fn close(mut self, cx: &OpContext) {
         // It goes anyway.

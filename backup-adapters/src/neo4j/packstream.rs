@@ -48,6 +48,28 @@ impl Value {
         }
     }
 
+    /// The value for people; `None` for null.
+    pub(super) fn shown(&self) -> Option<String> {
+        let all = |items: &mut dyn Iterator<Item = String>| items.collect::<Vec<_>>().join(", ");
+        let inner = |v: &Self| v.shown().unwrap_or_else(|| "null".to_owned());
+        Some(match self {
+            Self::Null => return None,
+            Self::Bool(no_or_yes) => no_or_yes.to_string(),
+            Self::Int(n) => n.to_string(),
+            Self::Float(x) => x.to_string(),
+            Self::Bytes(bytes) if bytes.is_empty() => String::new(),
+            Self::Bytes(bytes) => format!("{} bytes", bytes.len()),
+            Self::Text(text) => text.clone(),
+            Self::List(items) => format!("[{}]", all(&mut items.iter().map(inner))),
+            Self::Map(pairs) => {
+                format!("{{{}}}", all(&mut pairs.iter().map(|(k, v)| format!("{k}: {}", inner(v)))))
+            }
+            Self::Struct(0x4E, _) => "a node".to_owned(),
+            Self::Struct(0x52, _) => "a relationship".to_owned(),
+            Self::Struct(..) => "a value of Neo4j's own".to_owned(),
+        })
+    }
+
     /// Appends the value.
     pub(super) fn write(&self, out: &mut Vec<u8>) {
         match self {

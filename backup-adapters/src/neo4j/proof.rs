@@ -7,11 +7,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use backup_core::runtime::ExecCommand;
-use backup_core::{AdapterError, AdapterErrorKind, Evidence, OpContext, Secret};
+use backup_core::{AdapterError, AdapterErrorKind, Answer, Evidence, OpContext, Secret};
 use futures::TryStreamExt;
 use tokio::time::{Instant, sleep};
 use tokio_util::io::{ReaderStream, StreamReader};
 
+use super::ask;
 use super::bolt::{Bolt, Login};
 use super::capture::phase;
 use super::packstream::Value;
@@ -74,6 +75,20 @@ pub(super) async fn prove(
     subject: &Subject,
     also: Also<'_>,
 ) -> Result<Evidence, AdapterError> {
+    prove_and_ask(server, cx, subject, also, &[]).await.map(|(evidence, _)| evidence)
+}
+
+/// The same; while the server runs, it is asked `questions`.
+///
+/// # Errors
+/// As [`prove`]. An answer has an error of its own.
+pub(super) async fn prove_and_ask(
+    server: &Server,
+    cx: &OpContext,
+    subject: &Subject,
+    also: Also<'_>,
+    questions: &[String],
+) -> Result<(Evidence, Vec<Answer>), AdapterError> {
     let transactions = match &subject.transactions {
         Some(_) => TRANSACTIONS.into(),
         None => PathBuf::from(DATA).join("transactions"),
@@ -96,7 +111,7 @@ pub(super) async fn prove(
     let called = subject.called;
     phase(cx, &format!("starting a second server over the {called} data"));
     let second = cx.within(server.docker.helper(&cx.run_id, spec)).await??;
-    let mut counted = count(cx, &second, called).await;
+    let mut counted = count(cx, &second, called, questions).await;
     if let (Ok(_), Also::SetPassword(password)) = (&counted, also) {
         let set = set_password(server, cx, &second, password).await;
         counted = counted.and_then(|found| set.map(|()| found));
@@ -106,7 +121,7 @@ pub(super) async fn prove(
         Err(_) => Ok(backup_core::runtime::ExitStatus { code: None, killed: false }),
     };
     let closed = second.close().await;
-    let (evidence, databases) = counted?;
+    let (evidence, databases, answers) = counted?;
     closed?;
     if ended?.killed {
         let what = format!("the second server over the {called} data does not end by itself");
@@ -127,14 +142,15 @@ pub(super) async fn prove(
         helper.close().await?;
         checked?;
     }
-    Ok(evidence)
+    Ok((evidence, answers))
 }
 
 async fn count(
     cx: &OpContext,
     second: &Helper,
     called: &str,
-) -> Result<(Evidence, Vec<String>), AdapterError> {
+    questions: &[String],
+) -> Result<(Evidence, Vec<String>, Vec<Answer>), AdapterError> {
     let unopened = format!("Neo4j does not open the {called} data");
     let until = Instant::now() + COME_UP;
     loop {
@@ -149,9 +165,13 @@ async fn count(
                 }
             };
             let evidence = server::evidence(cx, &mut bolt, &databases).await;
+            let answers = match evidence.is_ok() {
+                true => ask::all(cx, &mut bolt, &databases, questions).await,
+                false => Vec::new(),
+            };
             bolt.close(cx).await;
             let names = databases.iter().filter(|d| d.is_online()).map(|d| d.name.clone()).collect();
-            Ok((evidence?, names))
+            Ok((evidence?, names, answers))
         };
         let late = match tried.await {
             Err(e) if e.kind() == AdapterErrorKind::Unavailable => e,

@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use backup_core::{AdapterError, Evidence, OpContext, RestorePlan, RestoreTarget, StepToken};
+use backup_core::{
+    ANSWER_TIME, AdapterError, Answer, Evidence, OpContext, RestorePlan, RestoreTarget, StepToken,
+};
 use tokio::process::{Child, Command};
 use tokio::time::sleep;
 
@@ -13,7 +15,7 @@ use super::facts::Info;
 use super::kept;
 use super::rdb::Summary;
 use super::restore::{Token, is_own};
-use super::{check, resp};
+use super::{ask, check, resp};
 use crate::beside::Place;
 use crate::on_disk::failed;
 
@@ -42,13 +44,19 @@ const START: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_millis(50);
 
 /// Counts the file in `dir` by loading it into a server of its own, if this host has one that can: without a port, without
-/// writing anything. Otherwise the file is walked.
-pub(super) async fn load(cx: &OpContext, dir: &Path) -> Result<Evidence, AdapterError> {
+/// writing anything. Otherwise the file is walked, and no question can be asked.
+pub(super) async fn load(
+    cx: &OpContext,
+    dir: &Path,
+    questions: &[String],
+) -> Result<(Evidence, Vec<Answer>), AdapterError> {
     let summary = kept::check(dir.join(NAME)).await?;
     let counted = check::evidence(&summary);
     let Some(program) = program(&summary).await else {
         cx.warn("this host has no redis-server that loads this file: it was walked to its end, not loaded");
-        return Ok(counted);
+        let unasked =
+            |_: &String| Err(AdapterError::unsupported("this host has no redis-server that loads this file"));
+        return Ok((counted, questions.iter().map(unasked).collect()));
     };
     // A socket's path must be short.
     let run = tempfile::Builder::new().prefix("backup-redis-").tempdir();
@@ -62,12 +70,18 @@ pub(super) async fn load(cx: &OpContext, dir: &Path) -> Result<Evidence, Adapter
         tls: None,
     };
     let found = answer(cx, &server, &mut child).await;
+    let mut answers = Vec::with_capacity(questions.len());
+    if found.is_ok() {
+        for question in questions {
+            answers.push(ask::of_server(&server, &cx.limited_to(ANSWER_TIME), question).await);
+        }
+    }
     // It has nothing to save.
     let _gone = child.kill().await;
     let mut evidence = found?.evidence();
     evidence.notes = counted.notes;
     evidence.notes.insert("loaded_by".into(), program.to_owned());
-    Ok(evidence)
+    Ok((evidence, answers))
 }
 
 /// A server of this host that is as new as the file.

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use backup_core::runtime::{Interruption, InterruptionEntry, InterruptionKind, Replay};
 use backup_core::{
-    AdapterError, AdapterErrorKind, ArtifactMeta, Evidence, Leftover, Metadata, OpContext, Replaced,
-    RestorePlan, RestoreSource, RestoreTarget, SpaceNeed, StepToken, keep_aside,
+    ANSWER_TIME, AdapterError, AdapterErrorKind, Answer, ArtifactMeta, Evidence, Leftover, Metadata,
+    OpContext, Replaced, RestorePlan, RestoreSource, RestoreTarget, SpaceNeed, StepToken, keep_aside,
 };
 use chrono::{DateTime, Utc};
 use futures::StreamExt;
@@ -19,7 +19,7 @@ use super::kept::{self, Writer};
 use super::live::refuse;
 use super::rdb::Summary;
 use super::wire::{self, Done, Job};
-use super::{RestoreMode, check, compat};
+use super::{RestoreMode, ask, check, compat};
 use crate::beside::Place;
 use crate::on_disk::existing;
 
@@ -270,11 +270,25 @@ pub(super) async fn switch(
     StepToken::new(&done)
 }
 
+/// Counts what is there, and asks it.
 pub(super) async fn probe(
     server: &Server,
     cx: &OpContext,
     target: &RestoreTarget,
-) -> Result<Evidence, AdapterError> {
+    questions: &[String],
+) -> Result<(Evidence, Vec<Answer>), AdapterError> {
+    if let RestoreTarget::Scratch(scratch) = target {
+        return elsewhere::load(cx, &scratch.dir, questions).await;
+    }
+    let found = count(server, cx, target).await?;
+    let mut answers = Vec::with_capacity(questions.len());
+    for question in questions {
+        answers.push(ask::ask(server, &cx.limited_to(ANSWER_TIME), target, question).await);
+    }
+    Ok((found, answers))
+}
+
+async fn count(server: &Server, cx: &OpContext, target: &RestoreTarget) -> Result<Evidence, AdapterError> {
     match target {
         RestoreTarget::Live => {
             // What this very run has restored was counted before the writers went on.
@@ -286,7 +300,6 @@ pub(super) async fn probe(
             Ok(Info::read(&mut conn, cx).await?.evidence())
         }
         RestoreTarget::Dir(dir) => Ok(check::evidence(&kept::check(dir.join(NAME)).await?)),
-        RestoreTarget::Scratch(scratch) => elsewhere::load(cx, &scratch.dir).await,
         _ => Err(AdapterError::unsupported("Redis cannot be counted there")),
     }
 }

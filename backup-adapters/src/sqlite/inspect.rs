@@ -23,7 +23,7 @@ const TABLES: &str = "SELECT name, type FROM pragma_table_list \
                       ORDER BY name";
 
 /// Calls `work`, and interrupts SQLite as soon as `stop` says so.
-fn interruptible<T>(
+pub(super) fn interruptible<T>(
     conn: &Connection,
     stop: &(dyn Fn() -> bool + Sync),
     work: impl FnOnce() -> rusqlite::Result<T>,
@@ -44,7 +44,7 @@ fn interruptible<T>(
     })
 }
 
-fn was_interrupted(e: &rusqlite::Error) -> bool {
+pub(super) fn was_interrupted(e: &rusqlite::Error) -> bool {
     e.sqlite_error_code() == Some(ErrorCode::OperationInterrupted)
 }
 

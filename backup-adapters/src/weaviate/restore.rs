@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use backup_core::runtime::{Interruption, InterruptionEntry, InterruptionKind, Replay, RunState};
 use backup_core::{
-    AdapterError, ArtifactMeta, Evidence, Leftover, Metadata, OpContext, RestorePlan, RestoreSource,
+    AdapterError, Answer, ArtifactMeta, Evidence, Leftover, Metadata, OpContext, RestorePlan, RestoreSource,
     RestoreTarget, StepToken, keep_aside,
 };
 use serde::{Deserialize, Serialize};
@@ -16,7 +16,7 @@ use super::live::{self, Live};
 use super::place;
 use super::server::Server;
 use super::twin::{self, Load, What};
-use super::{exchange, export, tenants};
+use super::{ask, exchange, export, tenants};
 use crate::beside::Place;
 use crate::on_disk::blocking;
 use crate::runtime::docker::Purpose;
@@ -158,11 +158,30 @@ pub(super) async fn undo(
     })
 }
 
+/// Counts what is there, and asks it: a server that is started for that is started once.
 pub(super) async fn probe(
     server: &Server,
     cx: &OpContext,
     target: &RestoreTarget,
-) -> Result<Evidence, AdapterError> {
+    questions: &[String],
+) -> Result<(Evidence, Vec<Answer>), AdapterError> {
+    if let RestoreTarget::Scratch(scratch) = target {
+        return try_out(server, cx, &scratch.dir, questions).await;
+    }
+    let found = count(server, cx, target).await?;
+    let answers = match target {
+        RestoreTarget::Live if !questions.is_empty() => {
+            ask::all(&server.connect(cx).await?, cx, questions).await
+        }
+        _ => {
+            let unasked = |_: &String| Err(AdapterError::unsupported("no server runs in a directory"));
+            questions.iter().map(unasked).collect()
+        }
+    };
+    Ok((found, answers))
+}
+
+async fn count(server: &Server, cx: &OpContext, target: &RestoreTarget) -> Result<Evidence, AdapterError> {
     match target {
         RestoreTarget::Live => {
             // What this very run has restored was counted before writers came.
@@ -181,13 +200,17 @@ pub(super) async fn probe(
             Ok(found)
         }
         RestoreTarget::Dir(dir) => Ok(place::find(dir.clone()).await?.evidence()),
-        RestoreTarget::Scratch(scratch) => try_out(server, cx, &scratch.dir).await,
         _ => Err(AdapterError::unsupported("Weaviate cannot be counted there")),
     }
 }
 
-/// Restores what lies in a scratch folder into a server of its own, and counts it.
-async fn try_out(server: &Server, cx: &OpContext, dir: &Path) -> Result<Evidence, AdapterError> {
+/// Restores what lies in a scratch folder into a server of its own, counts it, and asks it.
+async fn try_out(
+    server: &Server,
+    cx: &OpContext,
+    dir: &Path,
+    questions: &[String],
+) -> Result<(Evidence, Vec<Answer>), AdapterError> {
     let found = place::find(dir.to_owned()).await?;
     let (id, node, what) = (found.id().to_owned(), found.node(), found.what(dir));
     let work = keep_aside::staging_path(&dir.join("server"), &cx.run_id);
@@ -207,7 +230,7 @@ async fn try_out(server: &Server, cx: &OpContext, dir: &Path) -> Result<Evidence
     })
     .await?;
     let load = Load { what, run_as: node, inactive: BTreeMap::new() };
-    let found = twin::load(server, cx, &work, &load, Purpose::Scratch).await;
+    let found = twin::load_and_ask(server, cx, &work, &load, Purpose::Scratch, questions).await;
     let cleaned = blocking(move || {
         keep_aside::remove(&work)
             .map_err(|e| AdapterError::io(format!("cannot remove `{}`", work.display()), e))

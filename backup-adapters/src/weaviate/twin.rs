@@ -5,14 +5,14 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use backup_core::{AdapterError, AdapterErrorKind, Evidence, OpContext, Secret};
+use backup_core::{AdapterError, AdapterErrorKind, Answer, Evidence, OpContext, Secret};
 use tokio::time::{Instant, sleep};
 
 use super::api::Api;
 use super::census::Schema;
 use super::job::{Job, Kind, phase};
 use super::server::Server;
-use super::{apart, export, tenants};
+use super::{apart, ask, export, tenants};
 use crate::runtime::DockerRuntime;
 use crate::runtime::docker::{Network, Purpose, Twin, TwinChange};
 
@@ -61,6 +61,21 @@ pub(super) async fn load(
     load: &Load,
     purpose: Purpose,
 ) -> Result<Evidence, AdapterError> {
+    load_and_ask(server, cx, folder, load, purpose, &[]).await.map(|(evidence, _)| evidence)
+}
+
+/// The same; before it ends, the server is asked `questions`.
+///
+/// # Errors
+/// As [`load`]. An answer has an error of its own.
+pub(super) async fn load_and_ask(
+    server: &Server,
+    cx: &OpContext,
+    folder: &Path,
+    load: &Load,
+    purpose: Purpose,
+    questions: &[String],
+) -> Result<(Evidence, Vec<Answer>), AdapterError> {
     let Some(docker) = &server.container else {
         return Err(AdapterError::unsupported("a server for a test restore needs `container`"));
     };
@@ -93,7 +108,7 @@ pub(super) async fn load(
         };
     }
     let twin = cx.within(docker.twin(&cx.run_id, change)).await??;
-    let found = run(server, cx, &twin, &key, load).await;
+    let found = run(server, cx, &twin, &key, load, questions).await;
     let found = match found {
         Ok(found) => stop(&twin).await.map(|()| found),
         Err(e) if matches!(e.kind(), AdapterErrorKind::Cancelled | AdapterErrorKind::Timeout) => Err(e),
@@ -128,7 +143,8 @@ async fn run(
     twin: &Twin,
     key: &Secret,
     load: &Load,
-) -> Result<Evidence, AdapterError> {
+    questions: &[String],
+) -> Result<(Evidence, Vec<Answer>), AdapterError> {
     let api = ready(server, cx, twin, key).await?;
     let classes = load_classes(cx, &api, load).await?;
     let schema = Schema::read(&api, cx).await?;
@@ -137,8 +153,9 @@ async fn run(
     }
     phase(cx, "counting what was restored");
     let evidence = schema.count(&api, cx).await?;
+    let answers = ask::all(&api, cx, questions).await;
     tenants::lull(&api, cx, &load.inactive).await?;
-    Ok(evidence)
+    Ok((evidence, answers))
 }
 
 async fn load_classes(cx: &OpContext, api: &Api, load: &Load) -> Result<Vec<String>, AdapterError> {

@@ -42,6 +42,9 @@ impl AdapterFixture for Fixture {
     fn context(&self, cx: OpContext) -> OpContext {
         with_secrets(cx)
     }
+    fn question(&self) -> String {
+        "MATCH (n:Page) RETURN count(n)".into()
+    }
     fn unreachable(&self) -> Option<Arc<dyn ServiceAdapter>> {
         Some(adapter("container = 'backup-test-there-is-none'\npassword = { env = 'CANARY' }"))
     }

@@ -4,6 +4,7 @@
 
 mod accidents;
 mod apart;
+mod ask;
 mod capture;
 mod conformance;
 mod faults;

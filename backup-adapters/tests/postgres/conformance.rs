@@ -56,6 +56,10 @@ impl AdapterFixture for Fixture {
         cx
     }
 
+    fn question(&self) -> String {
+        "SELECT count(*) FROM people".into()
+    }
+
     fn unreachable(&self) -> Option<Arc<dyn ServiceAdapter>> {
         Some(adapter("socket = '/nonexistent'\n"))
     }

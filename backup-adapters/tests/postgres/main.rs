@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests, too, fail by panicking")]
 
 mod apart;
+mod ask;
 mod base;
 mod capture;
 mod conformance;

@@ -46,6 +46,9 @@ impl AdapterFixture for Fixture {
     fn context(&self, cx: OpContext) -> OpContext {
         with_secrets(cx)
     }
+    fn question(&self) -> String {
+        "EXISTS a".into()
+    }
     fn unreachable(&self) -> Option<Arc<dyn ServiceAdapter>> {
         Some(adapter(&format!("socket = '{}'", self.server.file("missing.sock").display())))
     }

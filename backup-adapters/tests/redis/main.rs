@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests, too, fail by panicking")]
 
 mod accidents;
+mod ask;
 mod bgsave;
 mod conformance;
 mod container;

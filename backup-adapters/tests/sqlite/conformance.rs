@@ -36,6 +36,9 @@ impl AdapterFixture for Fixture {
     async fn restored(&self, dir: &Path) -> String {
         dump(&dir.join("app.db"))
     }
+    fn question(&self) -> String {
+        "SELECT count(*) FROM log".into()
+    }
     fn unreachable(&self) -> Option<Arc<dyn ServiceAdapter>> {
         Some(Arc::new(Sqlite::new(self.0.dir.path().join("missing.db"))))
     }

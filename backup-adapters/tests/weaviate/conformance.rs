@@ -55,6 +55,9 @@ impl AdapterFixture for Fixture {
         cx.secrets = Arc::new(Keys);
         cx
     }
+    fn question(&self) -> String {
+        "{ Aggregate { Doc { meta { count } } } }".into()
+    }
     fn unreachable(&self) -> Option<Arc<dyn ServiceAdapter>> {
         Some(adapter("url = 'http://127.0.0.1:9'"))
     }

@@ -3,25 +3,34 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
-use backup_core::{AdapterError, AdapterErrorKind, Evidence, OpContext, RestoreTarget};
+use backup_core::{AdapterError, AdapterErrorKind, Answer, Evidence, OpContext, RestoreTarget};
 
 use super::super::Neo4j;
 use super::super::capture::DATA;
 use super::super::proof::{self, Subject};
-use super::super::{places, server, tools};
+use super::super::{ask, places, server, tools};
 use super::IMAGE;
 use super::exchange::Done;
 use super::record::read_record;
 use crate::on_disk::{blocking, failed};
 use crate::runtime::docker::Purpose;
 
+/// Counts what is there, and asks it: a server that is started for that is started once.
 pub(in crate::neo4j) async fn probe(
     neo4j: &Neo4j,
     cx: &OpContext,
     target: &RestoreTarget,
-) -> Result<Evidence, AdapterError> {
+    questions: &[String],
+) -> Result<(Evidence, Vec<Answer>), AdapterError> {
     let (dir, purpose) = match target {
-        RestoreTarget::Live => return probe_live(neo4j, cx).await,
+        RestoreTarget::Live => {
+            let found = probe_live(neo4j, cx).await?;
+            let answers = match questions.is_empty() {
+                true => Vec::new(),
+                false => ask::of_live(neo4j, cx, questions).await?,
+            };
+            return Ok((found, answers));
+        }
         RestoreTarget::Dir(dir) => (dir, Purpose::Work),
         RestoreTarget::Scratch(scratch) => (&scratch.dir, Purpose::Scratch),
         _ => return Err(AdapterError::unsupported("Neo4j cannot be counted there")),
@@ -42,7 +51,7 @@ pub(in crate::neo4j) async fn probe(
     let major = server::major(&tools::version(&neo4j.server, cx, image.clone(), purpose).await?);
     let subject =
         Subject { called: "restored", data, transactions: None, user, image, major, home: None, purpose };
-    proof::prove(&neo4j.server, cx, &subject, proof::Also::Check).await
+    proof::prove_and_ask(&neo4j.server, cx, &subject, proof::Also::Check, questions).await
 }
 
 async fn probe_live(neo4j: &Neo4j, cx: &OpContext) -> Result<Evidence, AdapterError> {
