@@ -11,7 +11,7 @@ use backup_core::{ANSWER_TIME, AdapterError, AdapterErrorKind, OpContext};
 use super::facts::ServerFacts;
 use super::link::Link;
 use super::restore::{Listed, read_list};
-use super::{Flavor, Settings};
+use super::{Flavor, Settings, apart};
 
 /// Asks the live server.
 pub(super) async fn live(
@@ -27,17 +27,20 @@ pub(super) async fn live(
     first_value(&link, &database, query).await
 }
 
-/// Asks the databases that a restore into scratch made on the server, under the names that they had.
+/// Asks the databases that a restore into scratch made on a server, under the names that they had.
 pub(super) async fn scratch(
     settings: &Settings,
     cx: &OpContext,
     dir: &Path,
     question: &str,
 ) -> Result<Option<String>, AdapterError> {
-    let mut databases = Vec::new();
+    let (mut databases, mut apart) = (Vec::new(), None);
     for listed in read_list(dir).await? {
         match listed {
-            Listed::Database { name, staged } => databases.push((name, staged)),
+            Listed::Database { name, staged, server } => {
+                databases.push((name, staged));
+                apart = server;
+            }
             Listed::Base { .. } => {
                 return Err(AdapterError::unsupported(
                     "no server runs over the files of a base backup in scratch",
@@ -46,7 +49,7 @@ pub(super) async fn scratch(
             Listed::File { .. } => return Err(AdapterError::unsupported("no server runs in a directory")),
         }
     }
-    let link = Link::open(settings, cx).await?;
+    let link = apart::link(settings, cx, apart.as_deref()).await?;
     let facts = ServerFacts::ask(&link).await?;
     let held = |name: &str| databases.iter().any(|(n, _)| n == name);
     // One that the server has and the backup lacks is no part of the query: it is missing.
