@@ -90,7 +90,11 @@ impl Folder {
     /// Writes the configuration, and marks its store.
     #[track_caller]
     pub(crate) fn configure(&self, config: &str) {
-        std::fs::write(self.path("backup.toml"), format!("state_dir = 'state'\n{config}")).unwrap();
+        std::fs::write(
+            self.path("backup.toml"),
+            format!("state_dir = 'state'\nbackup_configuration = false\n{config}"),
+        )
+        .unwrap();
         self.ok(&["init"]);
     }
 

@@ -12,6 +12,7 @@ use serde_json::Value;
 
 const CONFIG: &str = r#"
 state_dir = "state"
+backup_configuration = false
 [store]
 url = "store"
 [limits]

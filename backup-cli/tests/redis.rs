@@ -57,7 +57,7 @@ impl Host {
         );
         std::fs::write(dir.path().join("redis.conf"), conf).unwrap();
         let config = format!(
-            "state_dir = 'state'\nstore.url = 'store'\n[intervals.often]\nservices = ['redis']\nkeep = 2\n\
+            "state_dir = 'state'\nbackup_configuration = false\nstore.url = 'store'\n[intervals.often]\nservices = ['redis']\nkeep = 2\n\
              [services.redis]\nkind = 'redis'\nsocket = 'redis.sock'\n{keys}"
         );
         std::fs::write(dir.path().join("backup.toml"), config).unwrap();

@@ -98,7 +98,7 @@ impl Host {
 
     /// Which services there are, and whether they are fenced instead of paused.
     pub(crate) fn configure(&self, services: &[(&str, bool)]) {
-        let mut text = "state_dir = 'state'\nstore.url = 'store'\n".to_owned();
+        let mut text = "state_dir = 'state'\nbackup_configuration = false\nstore.url = 'store'\n".to_owned();
         for (name, fence) in services {
             let limit = self.limit_ms;
             text.push_str(&format!(
