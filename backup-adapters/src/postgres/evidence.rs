@@ -31,7 +31,20 @@ pub(super) fn of_contents(database: &str, contents: &Contents) -> Evidence {
             evidence.counts.insert(key("rows", [database, schema, table]), *rows);
         }
     }
+    if !contents.roles.is_empty()
+        && let Ok(roles) = serde_json::to_string(&contents.roles)
+    {
+        evidence.notes.insert(ROLES.to_owned(), roles);
+    }
     evidence
+}
+
+/// The note with the roles that a dump names of which nobody recorded them: JSON, a list.
+const ROLES: &str = "roles";
+
+/// The roles of that note.
+pub(super) fn noted_roles(evidence: &Evidence) -> Vec<String> {
+    evidence.notes.get(ROLES).and_then(|roles| serde_json::from_str(roles).ok()).unwrap_or_default()
 }
 
 /// What a capture has found out so far.

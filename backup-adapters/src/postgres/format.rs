@@ -6,11 +6,12 @@
 mod copy;
 mod custom;
 mod directory;
+mod named;
 mod plain;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use backup_core::AdapterError;
 use serde::{Deserialize, Serialize};
@@ -58,6 +59,8 @@ pub(super) struct Contents {
     pub(super) large_objects: u64,
     /// Whether rows could be counted: not in archives that are compressed in themselves.
     pub(super) counted: bool,
+    /// Roles that its statements name; only of dumps of which nobody knows how they were made.
+    pub(super) roles: BTreeSet<String>,
 }
 
 impl Contents {

@@ -7,6 +7,7 @@ use backup_core::{AdapterError, ArtifactMeta, ByteStream, RestoreSource};
 use futures::{StreamExt as _, stream};
 
 use super::capture::{GLOBALS, PROPERTIES};
+use super::evidence::noted_roles;
 use super::facts::{Database, ServerFacts};
 use super::fault::Failure;
 use super::format::{DumpFormat, Parser};
@@ -90,6 +91,9 @@ impl Loader<'_> {
         for item in &plan.databases {
             let Ok(artifact) = self.artifact(item) else { continue };
             needed.extend(texts(artifact, "roles"));
+            if is_legacy(artifact) {
+                needed.extend(noted_roles(&self.source.metadata().evidence));
+            }
             let known = full.get(item.name.as_str()).map(|d| (*d).clone()).or_else(|| recorded(artifact));
             needed.extend(known.iter().flat_map(properties::roles).cloned());
         }

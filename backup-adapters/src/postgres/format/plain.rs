@@ -4,6 +4,7 @@ use backup_core::AdapterError;
 
 use super::Contents;
 use super::copy::CopyRows;
+use super::named;
 
 /// Where the header must be.
 const HEAD: usize = 1024;
@@ -229,7 +230,8 @@ impl Plain {
 
     /// Remembers the statement, as long as it may be one that matters.
     fn collect(&mut self, bytes: &[u8]) {
-        for matters in [COPY, LARGE_OBJECT] {
+        let naming = if self.confined { named::NAMING.as_slice() } else { &[] };
+        for matters in [COPY, LARGE_OBJECT].iter().chain(naming) {
             let common = self.statement.len().min(matters.len());
             if self.statement.get(..common) == matters.get(..common) {
                 let room = MAX_STATEMENT.saturating_sub(self.statement.len());
@@ -304,6 +306,8 @@ impl Plain {
             self.contents.large_objects += 1;
         } else if let Some((schema, table)) = copy_target(&statement) {
             self.state = State::BeforeData(schema, table);
+        } else if self.confined && named::NAMING.iter().any(|n| statement.starts_with(n)) {
+            named::roles(&statement, &mut self.contents.roles);
         }
     }
 
