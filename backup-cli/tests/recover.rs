@@ -85,3 +85,60 @@ fn one_that_cannot_come_back_stops_no_other() {
     assert!(done.out.contains("FAILED") && done.err.contains("1 of 2 recovered"), "{done:#?}");
     assert!(world.path(".env").exists() && !world.path("data").exists(), "{done:#?}");
 }
+
+/// Somebody emptied the host, and its timer went on: that is valid, and not what anybody wants back.
+#[test]
+fn what_an_emptied_host_backed_up_is_not_what_comes_back() {
+    let world = World::backed_up("A=1\nB=2\nC=3\n");
+    for file in ["data/a.txt", "data/sub/b.txt"] {
+        std::fs::remove_file(world.path(file)).unwrap();
+    }
+    world.write(".env", "");
+    for now in ["2026-03-10T00:00:00Z", "2026-03-10T01:00:00Z"] {
+        assert_ne!(world.run_at(now, &["run", "hourly"]).code, 0, "a collapse is told");
+    }
+    std::fs::remove_dir_all(world.path("data")).unwrap();
+    std::fs::remove_file(world.path(".env")).unwrap();
+    let done = world.run_at("2026-03-10T02:00:00Z", &["recover", "--yes"]);
+    assert_eq!(done.code, 0, "{done:#?}");
+    assert!(done.out.contains("not taken:") && done.out.contains("is suspect"), "{done:#?}");
+    assert!(done.out.contains("data lost: at most the last 21 h"), "{done:#?}");
+    assert_eq!((world.read("data/a.txt"), world.read(".env")), ("alpha\n".into(), "A=1\nB=2\nC=3\n".into()));
+}
+
+/// What the counts of the backup cannot tell, its owner's question can.
+#[test]
+fn a_smoke_query_decides_whether_it_is_back() {
+    let world = World::new();
+    let config = |query: &str| {
+        format!(
+            "state_dir = 'state'\nstore.url = 'store'\nbackup_configuration = false\n\
+             [services.db]\nkind = 'sqlite'\npath = 'app.db'\nsmoke = ['{query}']\n"
+        )
+    };
+    let (good, bad) =
+        ("SELECT count(*) FROM orders WHERE paid", "SELECT count(*) FROM orders WHERE NOT paid");
+    world.write("backup.toml", &config(good));
+    let db = rusqlite::Connection::open(world.path("app.db")).unwrap();
+    db.execute_batch("CREATE TABLE orders (paid); INSERT INTO orders VALUES (1), (1), (1)").unwrap();
+    drop(db);
+    world.ok(&["init"]);
+    world.ok(&["run"]);
+    let drilled = world.ok(&["drill"]);
+    assert!(format!("{drilled:?}").contains("1 smoke query passed"), "{drilled:#?}");
+    std::fs::remove_file(world.path("app.db")).unwrap();
+    let done = world.ok(&["recover", "--yes"]);
+    assert!(done.err.contains("1 smoke query passed"), "{done:#?}");
+
+    world.write("backup.toml", &config(bad));
+    let drilled = world.run(&["drill"]);
+    assert_eq!(drilled.code, 1, "{drilled:#?}");
+    assert!(drilled.out.contains(bad) && drilled.out.contains("gives `0`"), "{drilled:#?}");
+    std::fs::remove_file(world.path("app.db")).unwrap();
+    let done = world.run(&["recover", "--yes"]);
+    assert_eq!(done.code, 1, "{done:#?}");
+    assert!(
+        done.out.contains("FAILED") && world.path("app.db").exists(),
+        "its data is back all the same: {done:#?}"
+    );
+}

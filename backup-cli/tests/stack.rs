@@ -201,6 +201,28 @@ fn containers_volumes_and_their_settings_come_back() {
     assert!(plan.out.contains("its last start"), "{plan:#?}");
 }
 
+/// From bare metal to running: nothing is left but the store. What expires meanwhile is no difference.
+#[test]
+#[ignore = "needs Docker"]
+fn two_commands_bring_back_a_host_that_burnt() {
+    let host = Host::new("burnt");
+    host.redis(&["EVAL", "for i = 1, 100 do redis.call('SET', 'brief' .. i, i, 'PX', 5000) end", "0"]);
+    host.ok(&["run"]);
+    host.destroy();
+    docker(&["rm", "-fv", &format!("{}-web", host.name)]);
+    docker(&["network", "rm", &format!("{}_default", host.name)]);
+    for file in ["backup.toml", "compose.yaml"] {
+        std::fs::remove_file(host.world.path(file)).unwrap();
+    }
+    std::fs::remove_dir_all(host.world.path("state")).unwrap();
+    assert!(host.things().is_empty(), "{}", host.things());
+
+    host.ok(&["bootstrap", "store", "--yes"]);
+    host.ok(&["recover", "--yes"]);
+    until("what expired is gone", PATIENCE, || host.redis(&["DBSIZE"]) == KEYS);
+    host.is_back();
+}
+
 #[test]
 #[ignore = "needs Docker"]
 fn a_drill_leaves_containers_and_volumes_alone() {

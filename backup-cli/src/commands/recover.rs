@@ -1,7 +1,9 @@
 //! `backup recover`.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use backup_core::config::Config;
 use backup_core::engine::{
     PlannedRestore, RecoveryAction, RecoveryPlan, RecoveryRequest, RunReport, ServiceRecovery,
 };
@@ -10,13 +12,13 @@ use chrono::{DateTime, Utc};
 use serde_json::json;
 
 use super::restore;
-use crate::context::{Context, Done};
+use crate::context::{Context, Done, Session};
 use crate::error::CliError;
 use crate::moment::{AT_HELP, At};
 use crate::render::report;
 use crate::render::table::{self, Column};
 use crate::ui::{BOLD, GREEN, RED, YELLOW, paint};
-use crate::{exit_code, format};
+use crate::{exit_code, format, secrets};
 
 /// Bring every service of this host back
 ///
@@ -66,6 +68,9 @@ impl Args {
             None => session.engine.plan_recovery(&self.request()?).await?,
         };
         show(cx, &plan);
+        for line in missing(cx, &session, &plan)? {
+            cx.ui.warn(&line);
+        }
         if let Some(file) = &self.save {
             write(&cx.dir.join(file), &plan)?;
         }
@@ -104,6 +109,18 @@ impl Args {
         };
         Ok(RecoveryRequest { services: self.services.clone(), at, overwrite: self.overwrite.clone() })
     }
+}
+
+/// Secrets of what is to be restored that cannot be had here: better told now than in the midst of it.
+fn missing(cx: &Context, session: &Session, plan: &RecoveryPlan) -> Result<Vec<String>, CliError> {
+    let Some(file) = cx.config_file()?.filter(|_| session.configured) else { return Ok(Vec::new()) };
+    let shown = file.display().to_string();
+    let text = std::fs::read_to_string(&file)
+        .map_err(|e| CliError::usage(format!("cannot read the configuration `{shown}`")).because(&e))?;
+    let mut config = Config::parse(&text, &shown)?;
+    config.services.retain(|name, _| plan.restores().any(|(s, _)| s.service == *name));
+    let file = file.canonicalize().unwrap_or(file);
+    Ok(secrets::missing::of(&config, file.parent().unwrap_or(&cx.dir)))
 }
 
 /// What is asked before anything is done; nothing if nothing is to be done.
@@ -236,12 +253,27 @@ fn outcome(plan: &RecoveryPlan, report: &RunReport) -> String {
         Right("PREDICTED"),
         Right("RTO"),
         Left("AS OF"),
+        Right("LOST"),
         Text("WHY"),
     ];
+    let mut most = None;
     let mut table = table::new(&columns);
     for step in &report.steps {
         let planned = plan.services.iter().find(|s| s.service == step.service);
         let restore = plan.restores().find(|(s, _)| s.service == step.service).map(|(_, r)| r);
+        // Another one than was planned, if that was damaged.
+        let as_of = restore.map(|r| match &step.id {
+            Some(taken) if *taken != r.backup => taken.timestamp.time(),
+            _ => r.as_of,
+        });
+        let lost =
+            as_of.filter(|_| step.outcome == Outcome::Ok).map(|at| format::since(at, report.started_at));
+        most = most.max(lost.map(|lost| (lost, &step.service)));
+        let limit = planned.and_then(|s| s.max_age_ms).map(Duration::from_millis);
+        let lost = match (lost, limit) {
+            (Some(lost), Some(limit)) if lost > limit => table::cell(format::age(lost), YELLOW),
+            (lost, _) => comfy_table::Cell::new(lost.map(format::age).unwrap_or_default()),
+        };
         let target = planned.and_then(|s| s.target_ms);
         let (word, style) = match step.outcome {
             Outcome::Ok => ("recovered", GREEN),
@@ -261,9 +293,14 @@ fn outcome(plan: &RecoveryPlan, report: &RunReport) -> String {
             took,
             comfy_table::Cell::new(predicted.unwrap_or_default()),
             comfy_table::Cell::new(target.map(format::millis).unwrap_or_default()),
-            comfy_table::Cell::new(restore.map(|r| format::time(r.as_of)).unwrap_or_default()),
+            comfy_table::Cell::new(as_of.map(format::time).unwrap_or_default()),
+            lost,
             comfy_table::Cell::new(step.error.as_deref().unwrap_or_default()),
         ]);
     }
-    table::text(&table)
+    let mut out = table::text(&table);
+    if let Some((lost, service)) = most {
+        out.push_str(&format!("\n\ndata lost: at most the last {}, of {service}", format::age(lost)));
+    }
+    out
 }

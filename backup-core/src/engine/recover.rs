@@ -76,6 +76,9 @@ pub struct ServiceRecovery {
     pub after: Vec<ServiceName>,
     /// How long it may take, in ms.
     pub target_ms: Option<u64>,
+    /// How old the data may be, in ms.
+    #[serde(default)]
+    pub max_age_ms: Option<u64>,
     /// What.
     pub action: RecoveryAction,
 }

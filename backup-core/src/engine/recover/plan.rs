@@ -137,7 +137,8 @@ impl Inner {
                 service: name.clone(),
                 kind: service.kind.clone(),
                 after,
-                target_ms: service.rto.map(|rto| u64::try_from(rto.as_millis()).unwrap_or(u64::MAX)),
+                target_ms: service.rto.map(millis),
+                max_age_ms: service.max_age.map(millis),
                 action,
             });
         }
@@ -279,6 +280,10 @@ impl Inner {
             }
         }
     }
+}
+
+fn millis(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// The last step for one that is looked at again.

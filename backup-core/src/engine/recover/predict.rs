@@ -216,6 +216,7 @@ mod tests {
             kind: "fake".to_owned(),
             after: after.iter().map(|a| name(a)).collect(),
             target_ms: None,
+            max_age_ms: None,
             action: RecoveryAction::Restore(Box::new(restore)),
         }
     }
