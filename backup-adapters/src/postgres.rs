@@ -49,6 +49,7 @@ mod format;
 mod hand;
 mod link;
 mod load;
+mod part;
 mod probe;
 mod programs;
 mod properties;
@@ -65,10 +66,10 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use backup_core::runtime::{InterruptionEntry, InterruptionKind, Replay};
 use backup_core::{
-    AdapterConfig, AdapterError, ArtifactMeta, BackupSource, BuildContext, Capabilities, CheckPurpose,
-    ConfigError, ContentCheck, DiscoverContext, Discovery, Evidence, HandContext, HandStep, Leftover,
-    LegacyArtifact, Metadata, OpContext, RestorePlan, RestoreSource, RestoreTarget, RunId, ServiceAdapter,
-    StepToken,
+    AdapterConfig, AdapterError, ArtifactMeta, ArtifactName, BackupSource, BuildContext, Capabilities,
+    CheckPurpose, ConfigError, ContentCheck, DiscoverContext, Discovery, Evidence, HandContext, HandStep,
+    Leftover, LegacyArtifact, Metadata, OpContext, RestorePlan, RestoreSource, RestoreTarget, RunId,
+    ServiceAdapter, StepToken,
 };
 use serde::Deserialize;
 
@@ -309,6 +310,10 @@ impl ServiceAdapter for Postgres {
         artifact: &ArtifactMeta,
     ) -> Option<Box<dyn ContentCheck>> {
         check::content_check(purpose, artifact)
+    }
+
+    fn part(&self, backup: &Metadata, only: &[ArtifactName]) -> Result<Metadata, AdapterError> {
+        part::of(backup, only)
     }
 
     /// The scripts dumped one database as SQL: that which is configured, if it is one, else the one that they restored to.

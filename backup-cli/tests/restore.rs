@@ -226,3 +226,13 @@ fn by_hand_leaves_the_store_where_it_was() {
     assert_eq!(world.good(), [format!("files/manual/{FIRST}")]);
     world.ok(&["verify"]);
 }
+
+#[test]
+fn a_part_of_what_is_one_whole_is_refused() {
+    let world = World::configured();
+    world.ok(&["run"]);
+    let before = tree(&world.path("data"));
+    world.run(&["restore", "data", "--only", "data", "--yes"]).fails(1, "restored as a whole");
+    world.run(&["restore", "data", "--only", "../x"]).fails(2, "../x");
+    assert_eq!(tree(&world.path("data")), before);
+}

@@ -82,6 +82,43 @@ async fn a_whole_server_comes_back_with_everything_around_its_databases() {
     }
 }
 
+#[tokio::test]
+#[ignore = "needs PostgreSQL on the host"]
+async fn one_database_comes_back_and_the_others_stay() {
+    let server = Cluster::start(&[]);
+    for database in ["one", "one.more", "two"] {
+        server.sql("postgres", &format!("CREATE DATABASE \"{database}\""));
+        server.sql(database, "CREATE TABLE t AS SELECT generate_series(1, 100) AS x");
+    }
+    let adapter = server.adapter("user = 'postgres'");
+    let mut captured = capture(&*adapter, &bench().cx()).await.unwrap();
+    let before = server.dump("one");
+    let whole = captured.metadata.clone();
+    for database in ["one", "one.more", "two"] {
+        server.sql(database, "DELETE FROM t WHERE x > 10");
+    }
+    let changed = [server.dump("one.more"), server.dump("two")];
+    let artifact = |database: &str| {
+        let of = |a: &&backup_core::ArtifactMeta| a.attributes.get("database").is_some_and(|d| d == database);
+        whole.artifacts.iter().find(of).unwrap().name.clone()
+    };
+    captured.metadata = Arc::new(adapter.part(&whole, &[artifact("one")]).unwrap());
+    let counts: Vec<&String> = captured.metadata.evidence.counts.keys().collect();
+    assert!(
+        !counts.is_empty() && counts.iter().all(|c| c.contains(".one") && !c.contains('"')),
+        "{counts:?}"
+    );
+    restore_live(&adapter, &captured).await;
+    assert_eq!(server.dump("one"), before);
+    assert_eq!([server.dump("one.more"), server.dump("two")], changed);
+    let probed = adapter.probe(&bench().cx(), &RestoreTarget::Live).await.unwrap();
+    assert_eq!(captured.metadata.evidence.contradictions(&probed), Vec::<String>::new());
+
+    let unknown = adapter.part(&whole, &["three".parse().unwrap()]).unwrap_err();
+    assert_eq!(unknown.kind(), AdapterErrorKind::NotFound);
+    assert!(unknown.to_string().contains("no database `three`: it has "), "{unknown}");
+}
+
 /// A folder with the programs under the names that YugabyteDB gives them.
 pub(crate) fn stand_in(server: &Cluster) -> String {
     let dir = server.dir.join(unique("yb"));

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use backup_core::catalog::BackupState;
 use backup_core::engine::{RestorePreview, RestoreRequest, Selector};
-use backup_core::{Interval, Replaced, ServiceName};
+use backup_core::{ArtifactName, Interval, Replaced, ServiceName};
 use chrono::{DateTime, Utc};
 use serde_json::json;
 
@@ -30,6 +30,7 @@ Examples:
   backup restore redis --dry-run                  what it would do; changes nothing
   backup restore redis                            over the live service, after a question
   backup restore files --to ./out                 into a new directory
+  backup restore postgres --only app              one of its databases; the others stay as they are
   backup restore redis --at \"2026-03-09 04:00\"    as it was then
 
 Exit codes: 0 restored · 1 failed, the old data is live · 2 it needs --yes, or wrong usage")]
@@ -43,6 +44,10 @@ pub(crate) struct Args {
     /// Only from this interval
     #[arg(short, long)]
     interval: Option<Interval>,
+
+    /// Only this part of the backup, as `backup show` names it, e.g. one database; may be repeated
+    #[arg(long, value_name = "ARTIFACT")]
+    only: Vec<ArtifactName>,
 
     /// Restore into this directory instead; created if missing, must be empty
     #[arg(long, value_name = "DIR")]
@@ -89,7 +94,7 @@ impl Args {
     /// What was asked for on the command line, or else of a person.
     async fn request(&self, cx: &Context, session: &Session) -> Result<Option<RestoreRequest>, CliError> {
         let Some(service) = &self.service else {
-            if self.at.is_some() || self.interval.is_some() || self.to.is_some() {
+            if self.at.is_some() || self.interval.is_some() || self.to.is_some() || !self.only.is_empty() {
                 return Err(CliError::usage("which service?").hint("name it: `backup restore SERVICE …`"));
             }
             let Some(chosen) = wizard::ask(cx, session).await? else {
@@ -106,6 +111,7 @@ impl Args {
         let mut request = RestoreRequest::new(service.clone());
         request.selector = self.selector(service)?;
         request.interval.clone_from(&self.interval);
+        request.only.clone_from(&self.only);
         // Collecting the components drops `./`.
         request.to = self.to.as_ref().map(|dir| cx.dir.join(dir).components().collect());
         request.force = self.force;

@@ -9,9 +9,10 @@ use super::{Engine, Inner, Selector, deadline};
 use crate::adapter::{RestorePlan, RestoreTarget};
 use crate::catalog::{BackupState, Entry};
 use crate::error::{BackupError, Stage};
-use crate::id::{Interval, ServiceName, Timestamp};
+use crate::id::{ArtifactName, Interval, ServiceName, Timestamp};
 use crate::keep_aside;
 use crate::metadata::Metadata;
+use crate::plan::PlannedService;
 
 /// What to restore.
 #[derive(Debug, Clone)]
@@ -22,6 +23,8 @@ pub struct RestoreRequest {
     pub selector: Selector,
     /// Only from this interval.
     pub interval: Option<Interval>,
+    /// Only these artifacts of the backup; empty: all of it.
+    pub only: Vec<ArtifactName>,
     /// Elsewhere, into this directory; `None`: over the live service, which is kept aside.
     pub to: Option<PathBuf>,
     /// Go on where a doubt would stop it: a target in use, a backup that is not good.
@@ -35,7 +38,7 @@ impl RestoreRequest {
     #[must_use]
     pub fn new(service: ServiceName) -> Self {
         let (selector, cancel) = (Selector::Newest, CancellationToken::new());
-        Self { service, selector, interval: None, to: None, force: false, cancel }
+        Self { service, selector, interval: None, only: Vec::new(), to: None, force: false, cancel }
     }
 }
 
@@ -113,6 +116,7 @@ impl Inner {
                 service.adapter.kind()
             )));
         }
+        let metadata = part(service, metadata, &request.only)?;
         Ok(Chosen { entry, metadata, passed_over })
     }
 
@@ -186,6 +190,19 @@ impl Inner {
         }
         Ok(())
     }
+}
+
+/// What of a backup is to be restored.
+pub(super) fn part(
+    service: &PlannedService,
+    backup: Metadata,
+    only: &[ArtifactName],
+) -> Result<Metadata, BackupError> {
+    if only.is_empty() {
+        return Ok(backup);
+    }
+    let part = service.adapter.part(&backup, only);
+    part.map_err(|e| super::capture::adapter_error(service, Stage::PlanRestore, e))
 }
 
 /// `path` without links and dots, as it will be once what is missing of it was made.

@@ -135,7 +135,10 @@ impl Inner {
         let metadata = match preview.entry.state {
             // Nothing is recorded to be read again: what was found out then must still be so, which staging proves.
             BackupState::Legacy => preview.metadata.clone(),
-            _ => self.catalog.metadata(&preview.entry.id).await?,
+            _ => {
+                let whole = self.catalog.metadata(&preview.entry.id).await?;
+                super::preview::part(service, whole, &preview.request.only)?
+            }
         };
         step.plain_bytes = metadata.plain_bytes();
         step.stored_bytes = metadata.size_bytes;
