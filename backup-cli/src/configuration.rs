@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use backup_core::config::{Config, ServiceConfig};
+use backup_core::config::{ComposeConfig, Config, ServiceConfig};
 use backup_core::{ConfigError, ServiceName};
 
 /// The name of the service. Who configures one of this name has it their way; `backup_configuration = false` means none.
@@ -12,8 +12,8 @@ pub(crate) const SERVICE: &str = "configuration";
 /// Small files, and a new version only when they changed: what dotenv files have.
 const KIND: &str = "env";
 
-/// Adds the service to `config`, which was read from `file`, and to each of its intervals: the file itself, and the Compose
-/// files that it names. `None` if there is one already, if it is not
+/// Adds the service to `config`, which was read from `file`, and to each of its intervals: the file itself, the Compose files
+/// that it names, and their file of variables unless a service of the kind `env` is there for such files. `None` if there is one already, if it is not
 /// wanted, or without an adapter for it.
 pub(crate) fn add(
     config: &mut Config,
@@ -29,7 +29,11 @@ pub(crate) fn add(
     }
     let base = file.parent().unwrap_or(Path::new("/"));
     let compose = config.compose.iter().flat_map(|c| &c.files).map(|f| base.join(f));
-    let paths: Vec<PathBuf> = std::iter::once(file.to_owned()).chain(compose).collect();
+    let mut paths: Vec<PathBuf> = std::iter::once(file.to_owned()).chain(compose).collect();
+    // Containers are made from it, too: whoever has no service for dotenv files would miss it.
+    if !config.services.values().any(|service| service.enabled && service.kind == KIND) {
+        paths.extend(config.compose.as_ref().and_then(|c| variables(c, base)));
+    }
     // What is no UTF-8 could not be written into a configuration either.
     let Some(paths) = paths.iter().map(|p| p.to_str().map(str::to_owned)).collect::<Option<Vec<String>>>()
     else {
@@ -43,6 +47,12 @@ pub(crate) fn add(
         interval.services.push(name.clone());
     }
     Ok(Some(name))
+}
+
+/// The file with values for the variables of a Compose project, if there is one.
+fn variables(compose: &ComposeConfig, base: &Path) -> Option<PathBuf> {
+    let beside = || compose.files.first().map(|f| f.with_file_name(".env"));
+    compose.env_file.clone().or_else(beside).map(|file| base.join(file)).filter(|file| file.is_file())
 }
 
 /// The settings of the service for these paths.

@@ -136,3 +136,30 @@ fn every_run_keeps_the_configuration_and_a_new_version_only_when_it_changed() {
     world.write("backup.toml", &off);
     assert_eq!((world.run_at("2026-03-13T00:00:00Z", &["run", "hourly"]).code, versions(&world)), (0, 2));
 }
+
+/// Containers are made from the file with their variables, which nobody may have a service for.
+#[test]
+fn the_variables_of_compose_come_along_unless_a_service_has_them() {
+    for (service, files) in [
+        ("[services.data]\nkind = 'files'\npaths = ['data']\n", 3),
+        ("[services.env]\nkind = 'env'\npaths = ['.env']\n", 2),
+    ] {
+        let world = World::new();
+        world.fill();
+        world.write(".env", "SECRET=canary-7731\n");
+        world.write("compose.yaml", "services: {}\n");
+        world.write(
+            "backup.toml",
+            &format!("state_dir = 'state'\nstore.url = 'store'\n[compose]\nfile = 'compose.yaml'\n{service}"),
+        );
+        world.ok(&["init"]);
+        world.ok(&["run"]);
+        for file in [".env", "compose.yaml", "backup.toml"] {
+            std::fs::remove_file(world.path(file)).unwrap();
+        }
+        let done = world.ok(&["bootstrap", "store", "--yes", "--json"]);
+        assert!(!done.out.contains("canary") && !done.err.contains("canary"), "{done:#?}");
+        assert_eq!(done.summary()["files"].as_array().unwrap().len(), files, "{service}");
+        assert_eq!(world.path(".env").exists(), files == 3, "{service}");
+    }
+}

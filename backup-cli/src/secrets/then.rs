@@ -7,14 +7,12 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use backup_adapters::env::{self, DotenvFile};
 use backup_core::engine::Selector;
-use backup_core::plan::PlannedService;
 use backup_core::{
     AdapterConfig, AdapterError, ConfigError, Engine, Secret, SecretHistory, SecretRef, SecretResolver,
     Timestamp,
 };
 
 use super::dotenv;
-use crate::configuration;
 
 /// Reads them when a restore asks.
 #[derive(Debug, Clone, Copy)]
@@ -35,10 +33,7 @@ struct Then(Vec<DotenvFile>);
 /// back them up, and a restore must not fail because of that.
 async fn secrets(engine: &Engine, at: Timestamp) -> Option<Arc<dyn SecretResolver>> {
     let mut files = Vec::new();
-    let has_secrets = |s: &&PlannedService| {
-        s.adapter.kind() == env::EnvConfig::KIND && s.name.as_str() != configuration::SERVICE
-    };
-    for service in engine.plan().services.values().filter(has_secrets) {
+    for service in engine.plan().services.values().filter(|s| s.adapter.kind() == env::EnvConfig::KIND) {
         let read = async {
             let source = engine.source(&service.name, &Selector::At(at)).await;
             let source = source.map_err(|e| {
@@ -47,7 +42,7 @@ async fn secrets(engine: &Engine, at: Timestamp) -> Option<Arc<dyn SecretResolve
             env::read(&source).await
         };
         match read.await {
-            Ok(found) => files.extend(found),
+            Ok(found) => files.extend(found.into_iter().filter(|f| is_dotenv(&f.path))),
             Err(error) => {
                 tracing::debug!(error = backup_core::chain(&error), service = %service.name, "No secrets of then.");
             }
@@ -74,6 +69,11 @@ impl SecretResolver for Then {
             None => Err(ConfigError::new(format!("no dotenv file had `{key}`"))),
         }
     }
+}
+
+/// Whether it may be one: the service that has the configuration has other files, too.
+fn is_dotenv(path: &Path) -> bool {
+    !path.extension().is_some_and(|e| e == "toml" || e == "yaml" || e == "yml")
 }
 
 fn same(path: &Path, other: &Path) -> bool {
