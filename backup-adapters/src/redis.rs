@@ -38,6 +38,7 @@ mod serve;
 mod spill;
 mod stream;
 mod tls;
+mod trial;
 mod wire;
 
 use std::path::PathBuf;
@@ -313,9 +314,12 @@ impl ServiceAdapter for Redis {
         restore::bring_back(&self.server, cx, entry).await
     }
 
-    async fn reclaim(&self, _cx: &OpContext, _dead: &[RunId]) -> Result<Vec<String>, AdapterError> {
+    async fn reclaim(&self, _cx: &OpContext, dead: &[RunId]) -> Result<Vec<String>, AdapterError> {
         // A killed capture leaves nothing: the server ends a resynchronisation with its connection, and a save of its
-        // own is its normal file. The spool is the engine's.
-        Ok(Vec::new())
+        // own is its normal file. The spool is the engine's. A killed test restore leaves its container.
+        match self.server.container() {
+            Some(docker) => docker.reclaim(dead).await,
+            None => Ok(Vec::new()),
+        }
     }
 }

@@ -19,7 +19,7 @@ pub(super) async fn ask(
     match target {
         RestoreTarget::Live => of_server(server, cx, question).await,
         RestoreTarget::Scratch(scratch) => {
-            let (_, answers) = elsewhere::load(cx, &scratch.dir, &[question.to_owned()]).await?;
+            let (_, answers) = elsewhere::load(server, cx, &scratch.dir, &[question.to_owned()]).await?;
             answers.into_iter().next().unwrap_or(Ok(None))
         }
         _ => Err(AdapterError::unsupported("no server runs in a directory")),

@@ -278,7 +278,7 @@ pub(super) async fn probe(
     questions: &[String],
 ) -> Result<(Evidence, Vec<Answer>), AdapterError> {
     if let RestoreTarget::Scratch(scratch) = target {
-        return elsewhere::load(cx, &scratch.dir, questions).await;
+        return elsewhere::load(server, cx, &scratch.dir, questions).await;
     }
     let found = count(server, cx, target).await?;
     let mut answers = Vec::with_capacity(questions.len());

@@ -349,3 +349,34 @@ async fn a_newer_format_is_refused_before_anything_is_done() {
         assert_eq!(old.digest(), before);
     }
 }
+
+/// The host need not have a server: the service's image has one.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Docker"]
+async fn scratch_is_loaded_by_a_container_of_the_services_image() {
+    for server in [SERVERS[0], SERVERS[1], SERVERS[3]] {
+        let container = Container::start(server, PERSISTENCE[0]);
+        container.seed("x", 500);
+        let adapter = container.adapter("");
+        let backup = captured(&*adapter).await.unwrap();
+        let (cx, dir) = (bench().cx(), tempfile::tempdir().unwrap());
+        let handle = backup_core::ScratchHandle { dir: dir.path().to_owned(), run_id: cx.run_id.clone() };
+        let target = RestoreTarget::Scratch(handle);
+        let plan = adapter.plan_restore(&cx, &backup.metadata, &target).await.unwrap();
+        let source = backup.source(backup_core::testkit::adapter_suite::Damage::None);
+        let staged = adapter.stage(&cx, &plan, &source).await.unwrap();
+        adapter.switch(&cx, &plan, &staged).await.unwrap();
+        let questions = ["EXISTS x:1".to_owned(), "7: GET x:seven".to_owned(), "GET none".to_owned()];
+        let (probed, answers) = adapter.probe_and_ask(&cx, &target, &questions).await.unwrap();
+        assert_eq!(probed.notes["loaded_by"], "a container of the service's image", "{}", server.0);
+        assert_eq!(backup.report.evidence.contradictions(&probed), Vec::<String>::new());
+        let answers: Vec<Option<String>> = answers.into_iter().map(Result::unwrap).collect();
+        assert_eq!(answers, [Some("1".to_owned()), Some("7".to_owned()), None]);
+        // What a server cannot load is damage, whatever its checksum says; and nothing is left of any of them.
+        std::fs::write(dir.path().join("dump.rdb"), b"REDIS0010\xff").unwrap();
+        let e = adapter.probe(&cx, &target).await.unwrap_err();
+        assert_eq!(e.kind(), backup_core::AdapterErrorKind::Corrupt, "{e}");
+        let left = docker(&["ps", "-aq", "--filter", &format!("label=backup.run-id={}", cx.run_id)]);
+        assert_eq!(left, "", "{}", server.0);
+    }
+}

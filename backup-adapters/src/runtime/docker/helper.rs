@@ -64,8 +64,14 @@ pub(super) async fn open(
     spec: HelperSpec,
 ) -> Result<Helper, AdapterError> {
     let what = "make a container for the service's programs";
-    if let (Purpose::Scratch, Some(bytes)) = (spec.purpose, spec.memory) {
-        scratch::chosen(engine, bytes).await?;
+    let mut spec = spec;
+    match (spec.purpose, spec.memory, service) {
+        (Purpose::Work, ..) | (Purpose::Scratch, None, None) => {}
+        (Purpose::Scratch, Some(bytes), _) => drop(scratch::chosen(engine, bytes).await?),
+        (Purpose::Scratch, None, Some(service)) => {
+            let most = scratch::memory(engine, service, None).await?;
+            spec.memory = most.and_then(|bytes| u64::try_from(bytes).ok());
+        }
     }
     let launch = async |all: bool| {
         let beside = Beside::create(engine, run, body(service, &spec, all), what).await?;
