@@ -43,7 +43,7 @@ pub(super) struct Trial {
 }
 
 enum How {
-    Host(Child, Option<ChildStdin>),
+    Host(Box<Child>, Option<ChildStdin>),
     Beside(Box<Helper>),
 }
 
@@ -69,7 +69,7 @@ impl Trial {
         command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
         let mut child = command.spawn().map_err(failed("start", Path::new(program)))?;
         let alive = child.stdin.take();
-        Ok(Some(Self { how: How::Host(child, alive), run, loaded_by: program.to_owned() }))
+        Ok(Some(Self { how: How::Host(Box::new(child), alive), run, loaded_by: program.to_owned() }))
     }
 
     /// What has loaded the file, for people.
@@ -150,13 +150,16 @@ async fn beside(
     file: &Summary,
 ) -> Result<Helper, AdapterError> {
     let us = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-    let mut spec = HelperSpec::default();
-    spec.binds = vec![(dir.to_owned(), DATA.into()), (run.to_owned(), RUN.into())];
-    spec.user = format!("{}:{}", us.0, us.1);
-    spec.purpose = Purpose::Scratch;
-    spec.program = ["sh", "-c", EITHER, "sh"].map(str::to_owned).to_vec();
+    let mut program = ["sh", "-c", EITHER, "sh"].map(str::to_owned).to_vec();
     // What it logs is read from its output.
-    spec.program.extend(arguments(DATA, RUN, "", file));
+    program.extend(arguments(DATA, RUN, "", file));
+    let spec = HelperSpec {
+        binds: vec![(dir.to_owned(), DATA.into()), (run.to_owned(), RUN.into())],
+        user: format!("{}:{}", us.0, us.1),
+        purpose: Purpose::Scratch,
+        program,
+        ..HelperSpec::default()
+    };
     cx.within(docker.helper(&cx.run_id, spec)).await?
 }
 

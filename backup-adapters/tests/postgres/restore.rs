@@ -93,7 +93,7 @@ async fn one_database_comes_back_and_the_others_stay() {
     let adapter = server.adapter("user = 'postgres'");
     let mut captured = capture(&*adapter, &bench().cx()).await.unwrap();
     let before = server.dump("one");
-    let whole = captured.metadata.clone();
+    let whole = Arc::clone(&captured.metadata);
     for database in ["one", "one.more", "two"] {
         server.sql(database, "DELETE FROM t WHERE x > 10");
     }
