@@ -129,17 +129,26 @@ impl Kind for Env {
         }))
     }
 
-    /// The scripts copied one file: that which is configured as `.env`, else the one beside the configuration.
+    /// The scripts copied one file: that which is configured as `.env`, else the only one that is configured, else the one
+    /// beside the configuration.
     fn legacy(&self, file: &str) -> Option<LegacyArtifact> {
         if file != FILE {
             return None;
         }
-        let named = self.live.paths.iter().map(|p| self.live.base.join(p));
-        let mut named = named.filter(|p| p.file_name().is_some_and(|name| name == FILE));
         let exact = |p: &PathBuf| !p.to_string_lossy().contains(['*', '?', '[', '{']);
-        let path = named.find(exact).unwrap_or_else(|| self.live.base.join(FILE));
+        let named: Vec<PathBuf> =
+            self.live.paths.iter().map(|p| self.live.base.join(p)).filter(exact).collect();
+        let so_called = named.iter().find(|p| p.file_name().is_some_and(|name| name == FILE));
+        let path = match (so_called, named.as_slice()) {
+            (Some(path), _) => path.clone(),
+            (None, [only]) if self.live.paths.len() == 1 => only.clone(),
+            _ => self.live.base.join(FILE),
+        };
         let folder = path.parent().and_then(|p| p.canonicalize().ok());
-        let path = folder.map_or(path, |folder| folder.join(FILE));
+        let path = match (folder, path.file_name()) {
+            (Some(folder), Some(name)) => folder.join(name),
+            _ => path,
+        };
         let member = String::from_utf8(roots::member_name(&path).to_vec()).ok()?;
         let attribute = roots_attribute(&[Root { path, member, kind: RootKind::File }]).ok()?;
         Some(LegacyArtifact::plain("env").with_attribute(BARE, true).with_attribute("roots", attribute))

@@ -259,6 +259,11 @@ impl ServiceAdapter for Neo4j {
         restore::probe(self, cx, target, questions).await
     }
 
+    /// A new database has indexes, and a new server users.
+    fn is_data(&self, count: &str) -> bool {
+        count.starts_with("nodes.") || count.starts_with("relationships.")
+    }
+
     async fn prove_writable(&self, cx: &OpContext) -> Result<bool, AdapterError> {
         self.server.take_a_write(cx).await?;
         Ok(true)

@@ -159,6 +159,13 @@ pub trait ServiceAdapter: fmt::Debug + Send + Sync + 'static {
         Err(AdapterError::unsupported(format!("`{}` cannot count what is live", self.kind())))
     }
 
+    /// Whether a count of a probe, by its name, is of a user's data. A server that was just made has databases and users, too:
+    /// `recover` goes by counts of data alone before it takes a service for one that holds any.
+    fn is_data(&self, count: &str) -> bool {
+        let _unused = count;
+        true
+    }
+
     /// Writes something to the live service and removes it again, so that nothing of it can be seen before or after: a
     /// service that was recovered shall be one that can be used. `false` if there is nothing that this would prove.
     ///

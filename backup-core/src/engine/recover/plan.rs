@@ -266,7 +266,9 @@ impl Inner {
         let cx = self.context(&run, service, self.now(), deadline(Some(LOOK))).ok()?;
         // One that cannot be asked holds nothing that anybody could use.
         let found = service.adapter.probe(&cx, &RestoreTarget::Live).await.ok()?;
-        let most = backup.counts.iter().max_by_key(|(_, n)| **n).filter(|(_, n)| **n > 0);
+        let of_users = |name: &String| service.adapter.is_data(name);
+        let data = backup.counts.iter().filter(|(name, n)| **n > 0 && of_users(name));
+        let most = data.max_by_key(|(_, n)| **n);
         match most {
             Some((name, then)) => {
                 let now = *found.counts.get(name).filter(|n| **n > 0)?;
@@ -275,7 +277,7 @@ impl Inner {
                 Some(format!("{name} {now}{beware} {then} in the newest backup"))
             }
             None => {
-                let (name, now) = found.counts.iter().find(|(_, n)| **n > 0)?;
+                let (name, now) = found.counts.iter().find(|(name, n)| **n > 0 && of_users(name))?;
                 Some(format!("{name} {now}"))
             }
         }
