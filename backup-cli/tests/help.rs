@@ -74,6 +74,8 @@ fn the_help_of_a_verb() {
                                  "2026-03-09 04:38", 2026-03-09, RFC 3339; UTC), or exactly
                                  SERVICE/INTERVAL/TIMESTAMP
       -i, --interval <INTERVAL>  Only from this interval
+          --only <ARTIFACT>      Only this part of the backup, as `backup show` names it, e.g. one
+                                 database; may be repeated
           --to <DIR>             Restore into this directory instead; created if missing, must be empty
           --force                Go on in spite of doubts: a target in use, a backup that is suspect or
                                  damaged
@@ -94,6 +96,7 @@ fn the_help_of_a_verb() {
       backup restore redis --dry-run                  what it would do; changes nothing
       backup restore redis                            over the live service, after a question
       backup restore files --to ./out                 into a new directory
+      backup restore postgres --only app              one of its databases; the others stay as they are
       backup restore redis --at "2026-03-09 04:00"    as it was then
 
     Exit codes: 0 restored · 1 failed, the old data is live · 2 it needs --yes, or wrong usage
