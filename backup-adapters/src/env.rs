@@ -74,6 +74,7 @@ impl Kind for Env {
     const NAME: &'static str = EnvConfig::KIND;
     // Containers and services take their settings from it.
     const FIRST: bool = true;
+    const FRAME: &'static str = "files";
 
     fn live(&self) -> &Live {
         &self.live

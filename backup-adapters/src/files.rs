@@ -78,6 +78,7 @@ struct Files {
 #[async_trait]
 impl Kind for Files {
     const NAME: &'static str = FilesConfig::KIND;
+    const FRAME: &'static str = "directories";
 
     fn live(&self) -> &Live {
         &self.live

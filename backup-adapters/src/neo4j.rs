@@ -260,8 +260,10 @@ impl ServiceAdapter for Neo4j {
     }
 
     /// A new database has indexes, and a new server users.
-    fn is_data(&self, count: &str) -> bool {
-        count.starts_with("nodes.") || count.starts_with("relationships.")
+    async fn data(&self, cx: &OpContext) -> Result<Evidence, AdapterError> {
+        let mut found = self.probe(cx, &RestoreTarget::Live).await?;
+        found.counts.retain(|name, _| name.starts_with("nodes.") || name.starts_with("relationships."));
+        Ok(found)
     }
 
     async fn prove_writable(&self, cx: &OpContext) -> Result<bool, AdapterError> {

@@ -47,6 +47,7 @@ mod facts;
 mod fault;
 mod format;
 mod hand;
+mod holds;
 mod link;
 mod load;
 mod part;
@@ -374,6 +375,10 @@ impl ServiceAdapter for Postgres {
             RestoreTarget::Scratch(scratch) => probe::elsewhere(&self.settings, cx, &scratch.dir, true).await,
             _ => Err(AdapterError::unsupported("databases cannot be counted there")),
         }
+    }
+
+    async fn data(&self, cx: &OpContext) -> Result<Evidence, AdapterError> {
+        holds::data(&self.settings, cx).await
     }
 
     async fn ask(

@@ -216,6 +216,18 @@ impl ServiceAdapter for Sqlite {
         .await
     }
 
+    async fn data(&self, cx: &OpContext) -> Result<Evidence, AdapterError> {
+        let (adapter, cx) = (self.clone(), cx.clone());
+        joined(spawn_blocking(move || {
+            let path = adapter.restored(&RestoreTarget::Live)?;
+            let source = connect::Source::open(&path, &cx)?;
+            let found = inspect::any_rows(&source, &path, &|| cx.check_alive().is_err())?;
+            source.confirm()?;
+            Ok(found)
+        }))
+        .await
+    }
+
     async fn ask(
         &self,
         cx: &OpContext,

@@ -281,6 +281,15 @@ impl ServiceAdapter for Weaviate {
         restore::probe(&self.server, cx, target, &[]).await.map(|(found, _)| found)
     }
 
+    /// Collections are made by applications that have no data yet. What tenants hold that are not active cannot be counted.
+    async fn data(&self, cx: &OpContext) -> Result<Evidence, AdapterError> {
+        let api = self.server.connect(cx).await?;
+        let schema = census::Schema::read(&api, cx).await?;
+        let mut found = schema.count(&api, cx).await?;
+        found.counts.retain(|name, _| name.starts_with("objects."));
+        Ok(found.with_count("inactive_tenants", schema.uncounted_tenants()))
+    }
+
     async fn ask(
         &self,
         cx: &OpContext,

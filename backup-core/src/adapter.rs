@@ -159,11 +159,14 @@ pub trait ServiceAdapter: fmt::Debug + Send + Sync + 'static {
         Err(AdapterError::unsupported(format!("`{}` cannot count what is live", self.kind())))
     }
 
-    /// Whether a count of a probe, by its name, is of a user's data. A server that was just made has databases and users, too:
-    /// `recover` goes by counts of data alone before it takes a service for one that holds any.
-    fn is_data(&self, count: &str) -> bool {
-        let _unused = count;
-        true
+    /// Counts the users' data that the live service holds. `recover` leaves a service alone that holds some, so this must be
+    /// quick however much there is and tell the truth while others use it, and must not count what a server that was just
+    /// made has, too: users, indexes. Where a name is one of the backup's evidence, the two are compared.
+    ///
+    /// # Errors
+    /// As [`probe`](Self::probe), which it is by default. `Timeout` means that nobody knows.
+    async fn data(&self, cx: &OpContext) -> Result<Evidence, AdapterError> {
+        self.probe(cx, &RestoreTarget::Live).await
     }
 
     /// Writes something to the live service and removes it again, so that nothing of it can be seen before or after: a

@@ -14,6 +14,9 @@ pub(super) const COUNT_TIME: Duration = Duration::from_secs(30);
 /// How long a verification may count rows.
 pub(super) const VERIFY_COUNT_TIME: Duration = Duration::from_secs(600);
 
+/// So many rows of a table are enough to know that it holds data.
+const ENOUGH: u64 = 100_000;
+
 /// Tables whose rows are counted.
 const MAX_TABLES: usize = 1000;
 
@@ -48,6 +51,47 @@ pub(super) fn was_interrupted(e: &rusqlite::Error) -> bool {
     e.sqlite_error_code() == Some(ErrorCode::OperationInterrupted)
 }
 
+/// The names of ordinary tables, and how many virtual ones there are: these may need a module that this program does not have.
+fn tables(conn: &Connection, name: &Path) -> Result<(Vec<String>, u64), AdapterError> {
+    let all = || {
+        let mut query = conn.prepare(TABLES)?;
+        let rows = query.query_map([], |r| Ok((r.get::<_, String>(0)?, r.get::<_, String>(1)?)))?;
+        rows.collect::<rusqlite::Result<Vec<_>>>()
+    };
+    let mut all = all().map_err(|e| match e.sqlite_error_code() {
+        Some(ErrorCode::NotADatabase) => open_error(name, e),
+        _ => sqlite_error(format!("cannot read the tables of `{}`", name.display()), e),
+    })?;
+    let total = all.len();
+    all.retain(|(_, kind)| kind == "table");
+    let virtual_ones = (total - all.len()) as u64;
+    Ok((all.into_iter().map(|(name, _)| name).collect(), virtual_ones))
+}
+
+fn quoted(table: &str) -> String {
+    format!("main.\"{}\"", table.replace('"', "\"\""))
+}
+
+/// The rows of each table, `rows_at_least` if it has more than are counted: however large it is, that is quick.
+pub(super) fn any_rows(
+    conn: &Connection,
+    name: &Path,
+    stop: &(dyn Fn() -> bool + Sync),
+) -> Result<Evidence, AdapterError> {
+    let mut evidence = Evidence::default();
+    for table in tables(conn, name)?.0 {
+        let query = format!("SELECT count(*) FROM (SELECT 1 FROM {} LIMIT {ENOUGH})", quoted(&table));
+        let rows =
+            interruptible(conn, stop, || number(conn, &query)).map_err(|e| match was_interrupted(&e) {
+                true => AdapterError::cancelled(),
+                false => sqlite_error(format!("cannot count table `{table}` of `{}`", name.display()), e),
+            })?;
+        let what = if rows < ENOUGH { "rows" } else { "rows_at_least" };
+        evidence = evidence.with_count(format!("{what}.{table}"), rows);
+    }
+    Ok(evidence)
+}
+
 /// Counts tables, and rows per table as far as `time` allows: what is left out is noted. `name` is the database in
 /// errors.
 pub(super) fn count(
@@ -57,24 +101,14 @@ pub(super) fn count(
     stop: &(dyn Fn() -> bool + Sync),
 ) -> Result<Evidence, AdapterError> {
     let shown = name.display();
-    let tables = || {
-        let mut query = conn.prepare(TABLES)?;
-        let rows = query.query_map([], |r| Ok((r.get::<_, String>(0)?, r.get::<_, String>(1)?)))?;
-        rows.collect::<rusqlite::Result<Vec<_>>>()
-    };
-    let tables = tables().map_err(|e| match e.sqlite_error_code() {
-        Some(ErrorCode::NotADatabase) => open_error(name, e),
-        _ => sqlite_error(format!("cannot read the tables of `{shown}`"), e),
-    })?;
-    let total = u64::try_from(tables.len()).unwrap_or(u64::MAX);
+    let (tables, virtual_ones) = tables(conn, name)?;
+    let total = tables.len() as u64 + virtual_ones;
     let mut evidence = Evidence::default().with_count("tables", total);
 
     let began = Instant::now();
     let over = || began.elapsed() >= time || stop();
-    // A virtual table may need a module that this program does not have.
-    let own: Vec<_> = tables.into_iter().filter(|(_, kind)| kind == "table").map(|(name, _)| name).collect();
-    let mut uncounted = own.len().saturating_sub(MAX_TABLES);
-    for table in own.iter().take(MAX_TABLES) {
+    let mut uncounted = tables.len().saturating_sub(MAX_TABLES);
+    for table in tables.iter().take(MAX_TABLES) {
         if stop() {
             return Err(AdapterError::cancelled());
         }
@@ -82,7 +116,7 @@ pub(super) fn count(
             uncounted += 1;
             continue;
         }
-        let query = format!("SELECT count(*) FROM main.\"{}\"", table.replace('"', "\"\""));
+        let query = format!("SELECT count(*) FROM {}", quoted(table));
         match interruptible(conn, &over, || number(conn, &query)) {
             Ok(rows) => evidence = evidence.with_count(format!("rows.{table}"), rows),
             Err(e) if was_interrupted(&e) => uncounted += 1,

@@ -25,6 +25,9 @@ pub(crate) trait Kind: fmt::Debug + Send + Sync + 'static {
     /// Whether others read what it restores, as of the trait of adapters.
     const FIRST: bool = false;
 
+    /// The count that also those have that hold nothing.
+    const FRAME: &'static str;
+
     /// What was configured.
     fn live(&self) -> &Live;
 
@@ -124,6 +127,12 @@ impl<K: Kind> ServiceAdapter for Tree<K> {
     async fn probe(&self, cx: &OpContext, target: &RestoreTarget) -> Result<Evidence, AdapterError> {
         let (cx, live, target) = (cx.clone(), self.0.live().clone(), target.clone());
         blocking(move || K::count(&cx, &live, &target)).await
+    }
+
+    async fn data(&self, cx: &OpContext) -> Result<Evidence, AdapterError> {
+        let mut found = self.probe(cx, &RestoreTarget::Live).await?;
+        found.counts.remove(K::FRAME);
+        Ok(found)
     }
 
     async fn undo(&self, cx: &OpContext, switched: &StepToken) -> Result<StepToken, AdapterError> {

@@ -86,6 +86,11 @@ impl Schema {
         found
     }
 
+    /// How many tenants [`count`](Self::count) leaves out.
+    pub(super) fn uncounted_tenants(&self) -> u64 {
+        self.tenants().filter(|(_, _, status)| !is_active(status)).count() as u64
+    }
+
     /// Counts the objects of every collection and every active tenant, and how many of them can be searched by vector.
     ///
     /// # Errors

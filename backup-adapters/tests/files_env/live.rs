@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 
+use backup_adapters::env::EnvConfig;
 use backup_adapters::files::FilesConfig;
 use backup_core::*;
 
@@ -24,6 +25,25 @@ fn read(path: &Path) -> String {
 fn contents(path: &Path) -> BTreeMap<PathBuf, String> {
     let files = picture(path).into_keys().map(|p| (p.clone(), path.join(p)));
     files.filter(|(_, p)| p.is_file()).map(|(name, p)| (name, read(&p))).collect()
+}
+
+/// `recover` leaves alone what holds data: folders and empty dotenv files that a start has made are none.
+#[tokio::test]
+async fn folders_and_empty_dotenv_files_are_no_data() {
+    let files = Bench::new::<FilesConfig>("paths = ['app']");
+    let env = Bench::new::<EnvConfig>("paths = ['.env']");
+    fs::create_dir_all(files.path("app/a/b")).unwrap();
+    write(&env.path(".env"), "# to be filled in\n");
+    for bench in [&files, &env] {
+        let found = bench.adapter.data(&bench.context("20260102_000000")).await.unwrap();
+        assert!(found.counts.values().all(|n| *n == 0), "{found:?}");
+    }
+    write(&files.path("app/a/b/empty"), "");
+    write(&env.path(".env"), "A=1\n");
+    for bench in [&files, &env] {
+        let found = bench.adapter.data(&bench.context("20260102_000000")).await.unwrap();
+        assert!(found.counts.values().any(|n| *n == 1), "{found:?}");
+    }
 }
 
 #[tokio::test]

@@ -17,6 +17,7 @@ async fn queries_are_answered_live_and_in_scratch_and_change_nothing() {
     let before = graph.content();
     let (bench, live) = (bench(), RestoreTarget::Live);
     let cx = with_secrets(bench.cx());
+    assert_eq!(adapter.data(&cx).await.unwrap().counts["nodes.neo4j"], 100);
     for (question, answer) in [
         ("MATCH (n:Page) RETURN count(n)", Some("50")),
         ("neo4j: MATCH (n:Page) RETURN n.id ORDER BY n.id", Some("1")),
@@ -52,6 +53,9 @@ async fn queries_are_answered_live_and_in_scratch_and_change_nothing() {
 
     graph.cypher("MATCH (n) DETACH DELETE n");
     let cx = with_secrets(bench.cx());
+    // Users, labels and indexes are still there; none of them is data.
+    let left = adapter.data(&cx).await.unwrap().counts;
+    assert!(!left.is_empty() && left.values().all(|n| *n == 0), "{left:?}");
     let dir = tempfile::tempdir().unwrap();
     let target =
         RestoreTarget::Scratch(ScratchHandle { dir: dir.path().join("scratch"), run_id: cx.run_id.clone() });

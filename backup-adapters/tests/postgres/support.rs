@@ -102,7 +102,7 @@ impl Cluster {
         bin().join(name)
     }
 
-    fn client(&self, name: &str) -> Command {
+    pub(crate) fn client(&self, name: &str) -> Command {
         let mut command = Command::new(bin().join(name));
         command.env("PGHOST", &self.dir).env("PGUSER", "postgres").env("PGCONNECT_TIMEOUT", "10");
         command

@@ -32,6 +32,8 @@ async fn commands_that_read_are_answered_and_others_are_not_sent() {
         assert_eq!(value.as_deref(), answer, "{question}");
         assert_eq!(passes(value.as_deref()), answer.is_some_and(|a| a != "0"), "{question}");
     }
+    let held = adapter.data(&cx).await.unwrap().counts;
+    assert_eq!(held.into_iter().collect::<Vec<_>>(), [("keys".to_owned(), 5)]);
     for (question, said) in [
         ("SET config:version 8", "`SET` is no command that only reads"),
         ("del config:version", "`DEL` is no command that only reads"),

@@ -232,6 +232,14 @@ async fn odd_tables_are_counted_or_left_out() {
     let expected = [("rows.auto", 0), ("rows.kv", 1), ("rows.log", 3), ("rows.say \"hi\"", 1), ("tables", 5)];
     assert_eq!(counts, expected);
     assert_eq!(evidence.notes["user_version"], "7");
+
+    let held = db.adapter().data(&db.bench.cx()).await.unwrap();
+    assert_eq!(held.counts.into_iter().filter(|(_, n)| *n > 0).count(), 3, "tables are no data, rows are");
+    let all = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 150000)
+               INSERT INTO auto SELECT i FROM n";
+    db.connect().execute_batch(all).unwrap();
+    let held = db.adapter().data(&db.bench.cx()).await.unwrap();
+    assert_eq!(held.counts["rows_at_least.auto"], 100_000, "{held:?}");
 }
 
 #[tokio::test]

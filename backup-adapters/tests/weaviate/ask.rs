@@ -1,5 +1,7 @@
 //! Questions: GraphQL, of the live server and of the one that tries a backup out.
 
+use std::collections::BTreeMap;
+
 use backup_core::testkit::adapter_suite::{Damage, capture};
 use backup_core::{AdapterErrorKind, RestoreTarget, ScratchHandle, chain, passes};
 
@@ -67,6 +69,13 @@ async fn queries_are_answered_live_and_in_scratch_and_change_nothing() {
     assert!(answers[2].is_err());
     assert!(adapter.ask(&cx, &RestoreTarget::Live, questions[0]).await.is_err(), "it is lost");
     adapter.discard(&cx, &switched).await.unwrap();
+
+    // A sleeping tenant may hold anything; a collection alone holds nothing.
+    let held = async || adapter.data(&cx).await.unwrap().counts;
+    server.set_tenant("Ten", "awake", "INACTIVE").await;
+    assert_eq!(held().await["inactive_tenants"], 2);
+    server.call("DELETE", "/v1/schema/Ten", None).await;
+    assert_eq!(held().await, BTreeMap::from([("inactive_tenants".into(), 0), ("objects.Bare".into(), 0)]));
     let twins = docker(&["ps", "-aq", "--filter", &format!("label=backup.run-id={}", cx.run_id)]).await;
     assert_eq!(twins, "");
 }

@@ -199,3 +199,22 @@ async fn of_the_old_scripts_the_newest_that_can_be_read_is_taken() {
     recover(&w).await;
     assert!(text_of(&a.live()).contains("hello 1"));
 }
+
+/// A server that is busy is no server without data.
+#[tokio::test(start_paused = true)]
+async fn one_that_does_not_tell_in_time_what_it_holds_is_not_restored_over() {
+    let (w, a, b) = lost().await;
+    a.script(|s| s.hanging.insert(Step::Probe));
+    let RecoveryAction::Blocked { why } = &plan(&w).await.services[1].action else { panic!("nobody knows") };
+    assert!(why.contains("did not tell within 60 s") && why.contains("--overwrite a"), "{why}");
+    let (how, why) = outcome(&recover(&w).await);
+    assert!(how == Outcome::Failed && why.contains("did not tell"), "{how:?} {why}");
+    assert!(!text_of(&a.live()).contains("hello") && text_of(&b.live()).contains("hello 3"));
+
+    let request = RecoveryRequest { overwrite: vec![super::a()], ..RecoveryRequest::default() };
+    let named = w.engine.plan_recovery(&request).await.unwrap();
+    a.script(|s| s.hanging.clear());
+    w.clock.advance_secs(60);
+    assert!(w.engine.recover(&named, CancellationToken::new()).await.unwrap().is_ok());
+    assert!(text_of(&a.live()).contains("hello 3"));
+}

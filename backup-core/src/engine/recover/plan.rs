@@ -10,7 +10,6 @@ use super::predict::{History, in_all, longest_first};
 use super::{
     PlannedRestore, RECOVERY_FORMAT, RecoveryAction, RecoveryPlan, RecoveryRequest, ServiceRecovery, Verified,
 };
-use crate::adapter::RestoreTarget;
 use crate::catalog::{BackupState, Entry, Filter};
 use crate::engine::preview::Chosen;
 use crate::engine::{Engine, Inner, RestorePreview, RestoreRequest, Selector, deadline};
@@ -179,7 +178,7 @@ impl Inner {
         if let Some(evidence) = &evidence
             && !overwrite
             && !down
-            && let Some(what) = self.holds(service, evidence).await
+            && let Some(what) = self.holds(service, evidence).await?
         {
             return Ok(Found::Holds(what));
         }
@@ -190,7 +189,7 @@ impl Inner {
         }
         if evidence.is_none()
             && !overwrite
-            && let Some(what) = self.holds(service, &chosen.metadata.evidence).await
+            && let Some(what) = self.holds(service, &chosen.metadata.evidence).await?
         {
             return Ok(Found::Holds(what));
         }
@@ -256,31 +255,47 @@ impl Inner {
         Ok((legacy.map_or(selector, |e| Selector::Exactly(e.id.clone())), None))
     }
 
-    /// What a service holds, if it answers and holds data. That is told by the count that the backup has most of: a server
-    /// that was just started has databases and users, too.
-    async fn holds(&self, service: &PlannedService, backup: &Evidence) -> Option<String> {
+    /// What a service holds, if it answers and holds data. Compared is what the backup has most of.
+    ///
+    /// # Errors
+    /// It runs and could not tell in time: to restore over it would be to guess.
+    async fn holds(
+        &self,
+        service: &PlannedService,
+        backup: &Evidence,
+    ) -> Result<Option<String>, BackupError> {
         if !service.adapter.capabilities().probe {
-            return None;
+            return Ok(None);
         }
-        let run = self.quiet_run("recover", CancellationToken::new()).ok()?;
-        let cx = self.context(&run, service, self.now(), deadline(Some(LOOK))).ok()?;
-        // One that cannot be asked holds nothing that anybody could use.
-        let found = service.adapter.probe(&cx, &RestoreTarget::Live).await.ok()?;
-        let of_users = |name: &String| service.adapter.is_data(name);
-        let data = backup.counts.iter().filter(|(name, n)| **n > 0 && of_users(name));
-        let most = data.max_by_key(|(_, n)| **n);
-        match most {
-            Some((name, then)) => {
-                let now = *found.counts.get(name).filter(|n| **n > 0)?;
-                // Somebody has to look whether that is all of it.
-                let beware = if now < then / 2 { ", MUCH LESS than" } else { ", and" };
-                Some(format!("{name} {now}{beware} {then} in the newest backup"))
+        let run = self.quiet_run("recover", CancellationToken::new())?;
+        let cx = self.context(&run, service, self.now(), deadline(Some(LOOK)))?;
+        let looked = cx.within(service.adapter.data(&cx)).await.and_then(|found| found);
+        let found = match looked {
+            Ok(found) => found.counts,
+            Err(e) if e.kind() == AdapterErrorKind::Timeout => {
+                return Err(BackupError::Refused(format!(
+                    "it did not tell within {} s whether it holds data: {} (`--overwrite {}` restores it all the same)",
+                    LOOK.as_secs(),
+                    chain(&e),
+                    service.name
+                )));
             }
-            None => {
-                let (name, now) = found.counts.iter().find(|(name, n)| **n > 0 && of_users(name))?;
-                Some(format!("{name} {now}"))
+            // One that cannot be asked holds nothing that anybody could use.
+            Err(_) => return Ok(None),
+        };
+        let there = found.iter().filter(|(_, now)| **now > 0);
+        let Some((name, now)) = there.max_by_key(|(name, now)| (backup.counts.get(*name).copied(), **now))
+        else {
+            return Ok(None);
+        };
+        Ok(Some(match backup.counts.get(name) {
+            // Somebody has to look whether that is all of it.
+            Some(then) if *now < then / 2 => {
+                format!("{name} {now}, MUCH LESS than {then} in the newest backup")
             }
-        }
+            Some(then) => format!("{name} {now}, and {then} in the newest backup"),
+            None => format!("{name} {now}"),
+        }))
     }
 }
 
