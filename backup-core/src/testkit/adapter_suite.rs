@@ -46,10 +46,10 @@ use std::thread;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use chrono::{DateTime, TimeDelta};
+use chrono::{DateTime, TimeDelta, Utc};
 
 use crate::adapter::{RestoreTarget, ScratchHandle, ServiceAdapter, StepToken};
-use crate::clock::SystemClock;
+use crate::clock::{Clock, SystemClock};
 use crate::context::OpContext;
 use crate::error::AdapterError;
 use crate::id::{RunId, ServiceName, Timestamp};
@@ -104,10 +104,20 @@ pub trait AdapterFixture: Send + Sync + 'static {
 /// How many runs there were in this process.
 static RUNS: AtomicU32 = AtomicU32::new(0);
 
+/// The time, and a folder that is there as long as somebody may ask for it: the bench may be gone before its contexts.
+#[derive(Debug)]
+struct ClockBeside(#[expect(dead_code, reason = "it is held, not used")] Arc<tempfile::TempDir>);
+
+impl Clock for ClockBeside {
+    fn now(&self) -> DateTime<Utc> {
+        SystemClock.now()
+    }
+}
+
 /// A fixture, and folders and contexts for its operations.
 pub struct Bench {
     fixture: Box<dyn AdapterFixture>,
-    dir: tempfile::TempDir,
+    dir: Arc<tempfile::TempDir>,
     operations: AtomicU32,
 }
 
@@ -123,7 +133,7 @@ impl Bench {
     /// # Panics
     /// When no temporary folder can be made.
     pub fn new(fixture: impl AdapterFixture) -> Self {
-        let dir = tempfile::tempdir().expect("a temporary folder");
+        let dir = Arc::new(tempfile::tempdir().expect("a temporary folder"));
         Self { fixture: Box::new(fixture), dir, operations: AtomicU32::new(0) }
     }
 
@@ -141,7 +151,8 @@ impl Bench {
         let run_id: RunId = format!("{timestamp}-{unique:08x}").parse().expect("a valid run id");
         let service = ServiceName::new("conformance").expect("a valid name");
         let spool = self.new_dir("spool");
-        self.fixture.context(OpContext::new(service, run_id, timestamp, spool, Arc::new(SystemClock)))
+        let clock = Arc::new(ClockBeside(Arc::clone(&self.dir)));
+        self.fixture.context(OpContext::new(service, run_id, timestamp, spool, clock))
     }
 
     /// A new empty folder.
