@@ -103,6 +103,7 @@ pub(crate) enum Verb {
     Status(commands::status::Args),
     Verify(commands::verify::Args),
     Restore(commands::restore::Args),
+    #[cfg(feature = "full")]
     Bootstrap(commands::bootstrap::Args),
     Recover(commands::recover::Args),
     Drill(commands::drill::Args),

@@ -5,6 +5,7 @@ use crate::context::{Context, Done};
 use crate::error::CliError;
 
 pub(crate) mod adapters;
+#[cfg(feature = "full")]
 pub(crate) mod bootstrap;
 pub(crate) mod cleanup;
 pub(crate) mod completions;
@@ -35,6 +36,7 @@ impl Verb {
             Self::Status(args) => args.run(cx).await,
             Self::Verify(args) => args.run(cx).await,
             Self::Restore(args) => args.run(cx).await,
+            #[cfg(feature = "full")]
             Self::Bootstrap(args) => args.run(cx).await,
             Self::Recover(args) => args.run(cx).await,
             Self::Drill(args) => args.run(cx).await,

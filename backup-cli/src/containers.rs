@@ -33,21 +33,11 @@ pub(crate) fn stack(plan: &BackupPlan) -> Option<Arc<dyn Stack>> {
 }
 
 /// Whether what makes containers is there, if the configuration needs it.
-#[cfg(feature = "docker")]
+#[cfg(feature = "full")]
 pub(crate) async fn answers(plan: &BackupPlan) -> Result<(), String> {
     let Some(compose) = plan.compose.clone() else { return Ok(()) };
     let checked = backup_adapters::runtime::docker::Compose::new(compose).check().await;
     checked.map_err(|e| format!("no containers can be made here: {}", backup_core::chain(&e)))
-}
-
-#[cfg(not(feature = "docker"))]
-pub(crate) async fn answers(plan: &BackupPlan) -> Result<(), String> {
-    match plan.compose {
-        Some(_) => {
-            Err("no containers can be made: this program was built without the feature `docker`".to_owned())
-        }
-        None => Ok(()),
-    }
 }
 
 #[cfg(not(feature = "docker"))]

@@ -75,6 +75,15 @@ pub(crate) struct Session {
     pub(crate) configured: bool,
     /// The service that has the configuration, if nobody configured one.
     pub(crate) configuration: Option<ServiceName>,
+    pub(crate) written: Written,
+}
+
+/// What was configured, as it was written.
+#[derive(Debug)]
+pub(crate) struct Written {
+    pub(crate) config: Config,
+    /// The folder that relative paths are meant from.
+    pub(crate) base: PathBuf,
 }
 
 /// A configuration that was read and resolved.
@@ -87,6 +96,7 @@ pub(crate) struct Prepared {
     /// The service that has it, if nobody configured one.
     pub(crate) configuration: Option<ServiceName>,
     pub(crate) state_dir: PathBuf,
+    pub(crate) written: Written,
 }
 
 /// What to do about a store that is not there.
@@ -175,12 +185,13 @@ impl Context {
             Some(file) => configuration::add(&mut config, file, self.cli.adapters.kinds())?,
             None => None,
         };
+        let written = Written { config: config.clone(), base: base.to_owned() };
         let plan = config.resolve(&self.cli.adapters, base)?;
         let state_dir = match &plan.state_dir {
             Some(dir) => dir.clone(),
             None => environment::default_state_dir()?,
         };
-        Ok(Prepared { plan, intervals, file, configuration, state_dir })
+        Ok(Prepared { plan, intervals, file, configuration, state_dir, written })
     }
 
     /// Opens a configuration.
@@ -219,7 +230,7 @@ impl Context {
 
     /// The engine over a configuration and a catalog.
     pub(crate) fn assemble(&self, prepared: Prepared, catalog: Catalog) -> Result<Session, CliError> {
-        let Prepared { plan, intervals, file, configuration, state_dir } = prepared;
+        let Prepared { plan, intervals, file, configuration, state_dir, written } = prepared;
         let state = StateDir::open(state_dir)?;
         let catalog = match state.cache(catalog.store_id()) {
             Ok(cache) => catalog.with_cache(cache),
@@ -253,7 +264,7 @@ impl Context {
             engine = engine.stack(stack);
         }
         let engine = self.engine.get_or_init(|| engine.build()).clone();
-        Ok(Session { engine, intervals, configured, configuration })
+        Ok(Session { engine, intervals, configured, configuration, written })
     }
 
     async fn open_store(&self, store: &StoreConfig, opening: Opening) -> Result<Arc<dyn Store>, CliError> {

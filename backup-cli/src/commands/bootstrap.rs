@@ -2,26 +2,26 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
+use backup_core::ServiceName;
 use backup_core::catalog::{Catalog, Entry, Filter};
 use backup_core::config::{Config, ServiceConfig, StoreConfig};
-use backup_core::engine::{Engine, RestoreRequest, Selector};
-use backup_core::state::StateDir;
-use backup_core::{Metadata, NoEvents, ServiceName};
-use serde::{Deserialize, Serialize};
+use backup_core::engine::{RestoreRequest, Selector};
+use serde::Serialize;
 use serde_json::json;
+
+use self::content::{Content, Found, Here};
 
 use crate::configuration;
 use crate::context::{Context, Done, Opening, PLACES, Prepared};
 use crate::error::CliError;
 use crate::moment::{AT_HELP, At};
 use crate::render::report;
-use crate::render::table::{self, Column};
-use crate::secrets::Secrets;
 use crate::secrets::missing;
-use crate::ui::{BOLD, GREEN, RED, YELLOW, paint};
 use crate::{exit_code, format};
+
+mod content;
+mod text;
 
 /// Prepare an empty machine for `backup recover`, from nothing but the store
 ///
@@ -57,50 +57,11 @@ fn option(text: &str) -> Result<(String, String), String> {
     pair.map(|(k, v)| (k.to_owned(), v.to_owned())).ok_or_else(|| "write it as KEY=VALUE".to_owned())
 }
 
-/// A file of the backup.
-#[derive(Debug, Serialize)]
-struct File {
-    /// Where it was, and will be.
-    path: PathBuf,
-    /// How it is here.
-    here: Here,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-enum Here {
-    Missing,
-    Same,
-    Differs,
-}
-
-/// What the archive says of a path, as far as this needs it.
-#[derive(Debug, Deserialize)]
-struct Root {
-    path: PathBuf,
-    member: PathBuf,
-}
-
-/// A backup of the configuration.
-struct Found {
-    entry: Entry,
-    metadata: Metadata,
-    roots: Vec<Root>,
-}
-
-/// What the backup holds, read and proven.
-struct Content {
-    files: Vec<File>,
-    /// The configuration among them.
-    config: Config,
-    path: PathBuf,
-}
-
 impl Args {
     pub(crate) async fn run(&self, cx: &Context) -> Result<Done, CliError> {
         let store = self.store(cx);
         let catalog = cx.catalog(&store, Opening::Existing).await?;
-        let (found, content) = self.find(cx, &catalog).await?;
+        let (found, content) = self.find(cx, &store, &catalog).await?;
         let has = services(cx, &catalog, &content.config).await?;
         let lacks = lacks(cx, &content).await;
         if cx.ui.is_json() {
@@ -110,12 +71,12 @@ impl Args {
                 "services": has, "lacks": lacks,
             }));
         } else {
-            cx.ui.product(&text(cx, &found, &content, &has));
+            cx.ui.product(&text::text(cx, &found, &content, &has));
         }
         for line in &lacks {
             cx.ui.warn(line);
         }
-        self.mind_the_store(cx, &content);
+        mind_the_store(cx, &store, &content);
         let written = content.files.iter().filter(|f| f.here != Here::Same).count();
         let done = Done::ok().with("config", &content.path).with("files", &content.files);
         if self.dry_run {
@@ -152,7 +113,12 @@ impl Args {
     }
 
     /// The newest backup of the configuration that can be read, and what it holds.
-    async fn find(&self, cx: &Context, catalog: &Catalog) -> Result<(Found, Content), CliError> {
+    async fn find(
+        &self,
+        cx: &Context,
+        store: &StoreConfig,
+        catalog: &Catalog,
+    ) -> Result<(Found, Content), CliError> {
         let name = service()?;
         let listing = catalog.list(&Filter::service(&name)).await?;
         for error in &listing.errors {
@@ -166,7 +132,7 @@ impl Args {
         };
         let mut last = None;
         for entry in all.iter().filter(wanted) {
-            match self.look(cx, catalog, entry).await {
+            match content::read(cx, store, catalog, entry).await {
                 Ok(found) => return Ok(found),
                 Err(e) if cx.interrupt.happened() => return Err(e),
                 Err(e) => {
@@ -185,45 +151,25 @@ impl Args {
             )
         }))
     }
+}
 
-    /// Reads one of them.
-    async fn look(
-        &self,
-        cx: &Context,
-        catalog: &Catalog,
-        entry: &Entry,
-    ) -> Result<(Found, Content), CliError> {
-        let metadata = catalog.metadata(&entry.id).await?;
-        let roots = metadata.artifacts.first().and_then(|a| a.attributes.get("roots")).cloned();
-        let roots = roots.and_then(|roots| serde_json::from_value::<Vec<Root>>(roots).ok());
-        let Some(roots) = roots.filter(|r| !r.is_empty()) else {
-            return Err(CliError::failed(format!("{} does not say where its files were", entry.id)));
-        };
-        let found = Found { entry: entry.clone(), metadata, roots };
-        let content = read(cx, &self.store(cx), catalog, &found).await?;
-        Ok((found, content))
-    }
-
-    /// `recover` goes by what the configuration says.
-    fn mind_the_store(&self, cx: &Context, content: &Content) {
-        let base = content.path.parent().unwrap_or(Path::new("/"));
-        let theirs = &content.config.store;
-        let place = |store: &StoreConfig| {
-            let path =
-                store.local_path().or_else(|| (!store.url.contains("://")).then(|| base.join(&store.url)));
-            path.map(|p| p.canonicalize().unwrap_or(p))
-        };
-        let ours = self.store(cx);
-        let same = match (place(&ours), place(theirs)) {
-            (Some(a), Some(b)) => a == b,
-            _ => ours.url.trim_end_matches('/') == theirs.url.trim_end_matches('/'),
-        };
-        if !same {
-            cx.ui.warn(&format!(
-                "the configuration has another store than this one: mount it where that says, or change `url` in {}",
-                content.path.display()
-            ));
-        }
+/// `recover` goes by what the configuration says.
+fn mind_the_store(cx: &Context, ours: &StoreConfig, content: &Content) {
+    let base = content.path.parent().unwrap_or(Path::new("/"));
+    let theirs = &content.config.store;
+    let place = |store: &StoreConfig| {
+        let path = store.local_path().or_else(|| (!store.url.contains("://")).then(|| base.join(&store.url)));
+        path.map(|p| p.canonicalize().unwrap_or(p))
+    };
+    let same = match (place(ours), place(theirs)) {
+        (Some(a), Some(b)) => a == b,
+        _ => ours.url.trim_end_matches('/') == theirs.url.trim_end_matches('/'),
+    };
+    if !same {
+        cx.ui.warn(&format!(
+            "the configuration has another store than this one: mount it where that says, or change `url` in {}",
+            content.path.display()
+        ));
     }
 }
 
@@ -239,79 +185,6 @@ fn prepared(cx: &Context, store: &StoreConfig, found: &Found) -> Result<Prepared
     let settings = configuration::settings(paths);
     config.add_service(service()?, ServiceConfig::new(found.metadata.adapter.clone(), settings))?;
     cx.prepare(config, Path::new("/"), None)
-}
-
-/// Unpacks the backup into a private folder, to see what it holds.
-async fn read(
-    cx: &Context,
-    store: &StoreConfig,
-    catalog: &Catalog,
-    found: &Found,
-) -> Result<Content, CliError> {
-    let failed = |e: &(dyn std::error::Error + 'static)| {
-        CliError::failed("cannot unpack the configuration").because(e)
-    };
-    let folder = tempfile::Builder::new().prefix("backup-").tempdir().map_err(|e| failed(&e))?;
-    let state = StateDir::open(folder.path().join("state"))?;
-    let engine = Engine::builder(prepared(cx, store, found)?.plan, catalog.clone(), state)
-        .clock(Arc::clone(&cx.clock))
-        .events(Arc::new(NoEvents))
-        .secrets(Arc::new(Secrets))
-        .tool(format!("{} {}", cx.cli.name, cx.cli.version))
-        .build();
-    let to = folder.path().join("files");
-    let request = RestoreRequest {
-        selector: Selector::Exactly(found.entry.id.clone()),
-        to: Some(to.clone()),
-        cancel: cx.interrupt.graceful(),
-        ..RestoreRequest::new(service()?)
-    };
-    let report = engine.restore(&engine.plan_restore(&request).await?).await?;
-    engine.shutdown().await;
-    if let Some(error) = report.steps.iter().find_map(|s| s.error.as_ref()) {
-        return Err(CliError::failed(format!("{} cannot be read: {error}", found.entry.id)));
-    }
-    let mut files = Vec::new();
-    let mut configs = Vec::new();
-    for root in &found.roots {
-        let unpacked = to.join(&root.member);
-        let here = if unpacked.is_dir() { folder_here(root) } else { here(&unpacked, &root.path)? };
-        files.push(File { path: root.path.clone(), here });
-        let candidates = [
-            (unpacked.clone(), root.path.clone()),
-            (unpacked.join("backup.toml"), root.path.join("backup.toml")),
-        ];
-        for (unpacked, path) in candidates {
-            let text = std::fs::read_to_string(&unpacked).unwrap_or_default();
-            // Of a Compose file, or anything else, this makes an error.
-            if let Ok(config) = Config::parse(&text, &path.display().to_string()) {
-                configs.push((config, path));
-            }
-        }
-    }
-    let Some((config, path)) = configs.into_iter().next() else {
-        return Err(CliError::failed(format!(
-            "{} holds no configuration that this version can read",
-            found.entry.id
-        ))
-        .hint("`backup show configuration --by-hand` tells how to unpack it"));
-    };
-    Ok(Content { files, config, path })
-}
-
-fn folder_here(root: &Root) -> Here {
-    if root.path.exists() { Here::Differs } else { Here::Missing }
-}
-
-fn here(unpacked: &Path, path: &Path) -> Result<Here, CliError> {
-    let unreadable =
-        |e: std::io::Error| CliError::failed(format!("cannot read `{}`", path.display())).because(&e);
-    match std::fs::read(path) {
-        Ok(bytes) if bytes == std::fs::read(unpacked).map_err(unreadable)? => Ok(Here::Same),
-        Ok(_) => Ok(Here::Differs),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Here::Missing),
-        Err(e) => Err(unreadable(e)),
-    }
 }
 
 /// Puts the files where they were.
@@ -383,50 +256,4 @@ async fn lacks(cx: &Context, content: &Content) -> Vec<String> {
         }
     }
     out
-}
-
-fn text(cx: &Context, found: &Found, content: &Content, has: &BTreeMap<ServiceName, Option<Has>>) -> String {
-    let now = cx.clock.now();
-    let mut out = vec![
-        paint(BOLD, &format!("bootstrap from {}", found.entry.id)),
-        format!(
-            "  of host {}, as of {} ({} ago)",
-            found.metadata.host,
-            format::time(found.metadata.consistent_from),
-            format::age(format::since(found.metadata.consistent_from, now)),
-        ),
-    ];
-    for file in &content.files {
-        let (word, style) = match file.here {
-            Here::Missing => ("write", GREEN),
-            Here::Same => ("there already", GREEN),
-            Here::Differs => ("REPLACE, keeping what is there aside:", YELLOW),
-        };
-        out.push(format!("  {} {}", paint(style, word), file.path.display()));
-    }
-    out.push(String::new());
-    let mut table = table::new(&[
-        Column::Left("SERVICE"),
-        Column::Left("NEWEST"),
-        Column::Right("AGE"),
-        Column::Left("STATE"),
-    ]);
-    for (name, has) in has {
-        match has {
-            Some(has) => table.add_row([
-                comfy_table::Cell::new(name),
-                comfy_table::Cell::new(&has.id),
-                comfy_table::Cell::new(format::age(format::since(has.at, now))),
-                comfy_table::Cell::new(&has.state),
-            ]),
-            None => table.add_row([
-                comfy_table::Cell::new(name),
-                table::cell("no good backup", RED),
-                comfy_table::Cell::new(""),
-                comfy_table::Cell::new(""),
-            ]),
-        };
-    }
-    out.push(table::text(&table));
-    out.join("\n")
 }

@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use backup_core::config::Config;
 use backup_core::engine::{
     PlannedRestore, RecoveryAction, RecoveryPlan, RecoveryRequest, RunReport, ServiceRecovery,
 };
@@ -12,7 +11,7 @@ use chrono::{DateTime, Utc};
 use serde_json::json;
 
 use super::restore;
-use crate::context::{Context, Done, Session};
+use crate::context::{Context, Done, Session, Written};
 use crate::error::CliError;
 use crate::moment::{AT_HELP, At};
 use crate::render::report;
@@ -68,7 +67,7 @@ impl Args {
             None => session.engine.plan_recovery(&self.request()?).await?,
         };
         show(cx, &plan);
-        for line in missing(cx, &session, &plan)? {
+        for line in missing(&session, &plan) {
             cx.ui.warn(&line);
         }
         if let Some(file) = &self.save {
@@ -112,15 +111,11 @@ impl Args {
 }
 
 /// Secrets of what is to be restored that cannot be had here: better told now than in the midst of it.
-fn missing(cx: &Context, session: &Session, plan: &RecoveryPlan) -> Result<Vec<String>, CliError> {
-    let Some(file) = cx.config_file()?.filter(|_| session.configured) else { return Ok(Vec::new()) };
-    let shown = file.display().to_string();
-    let text = std::fs::read_to_string(&file)
-        .map_err(|e| CliError::usage(format!("cannot read the configuration `{shown}`")).because(&e))?;
-    let mut config = Config::parse(&text, &shown)?;
+fn missing(session: &Session, plan: &RecoveryPlan) -> Vec<String> {
+    let Written { config, base } = &session.written;
+    let mut config = config.clone();
     config.services.retain(|name, _| plan.restores().any(|(s, _)| s.service == *name));
-    let file = file.canonicalize().unwrap_or(file);
-    Ok(secrets::missing::of(&config, file.parent().unwrap_or(&cx.dir)))
+    secrets::missing::of(&config, base)
 }
 
 /// What is asked before anything is done; nothing if nothing is to be done.
