@@ -1,6 +1,5 @@
 //! Questions: Cypher that only reads, of the live server and of the second one over scratch.
 
-use backup_core::testkit::adapter_suite::Damage;
 use backup_core::{AdapterErrorKind, RestoreTarget, ScratchHandle, chain, passes};
 
 use crate::graph::Graph;
@@ -59,9 +58,7 @@ async fn queries_are_answered_live_and_in_scratch_and_change_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let target =
         RestoreTarget::Scratch(ScratchHandle { dir: dir.path().join("scratch"), run_id: cx.run_id.clone() });
-    let plan = adapter.plan_restore(&cx, &backup.metadata, &target).await.unwrap();
-    let staged = adapter.stage(&cx, &plan, &backup.source(Damage::None)).await.unwrap();
-    let switched = adapter.switch(&cx, &plan, &staged).await.unwrap();
+    let switched = backup.restore(&*adapter, &cx, &target).await.unwrap();
     let questions = [
         "MATCH (n:Page) RETURN count(n)",
         "neo4j: MATCH (n:Nothing) RETURN count(n)",

@@ -72,9 +72,7 @@ async fn a_base_backup_is_whole_and_starts_anywhere() {
         dir: dir.path().join("scratch"),
         run_id: cx.run_id.clone(),
     });
-    let plan = adapter.plan_restore(&cx, &captured.metadata, &target).await.unwrap();
-    let staged = adapter.stage(&cx, &plan, &captured.source(Damage::None)).await.unwrap();
-    adapter.switch(&cx, &plan, &staged).await.unwrap();
+    captured.restore(&*adapter, &cx, &target).await.unwrap();
     let found = adapter.probe(&cx, &target).await.unwrap();
     assert_eq!(report.evidence.contradictions(&found), Vec::<String>::new());
     let data = dir.path().join("scratch/data");
@@ -86,9 +84,7 @@ async fn a_base_backup_is_whole_and_starts_anywhere() {
     let place = server.dir.join("elsewhere");
     let target = RestoreTarget::Dir(place.clone());
     let cx = bench().cx();
-    let plan = adapter.plan_restore(&cx, &captured.metadata, &target).await.unwrap();
-    let staged = adapter.stage(&cx, &plan, &captured.source(Damage::None)).await.unwrap();
-    adapter.switch(&cx, &plan, &staged).await.unwrap();
+    captured.restore(&*adapter, &cx, &target).await.unwrap();
     assert!(place.join("RESTORE.txt").is_file());
     let restored = Cluster::start_on(place.join("data"));
     assert_eq!(restored.dump("app"), before);

@@ -9,9 +9,7 @@ use crate::support::{Cluster, SAMPLE, bench, shared, unique};
 
 pub(crate) async fn restore_live(adapter: &Arc<dyn ServiceAdapter>, captured: &Captured) -> StepToken {
     let cx = bench().cx();
-    let plan = adapter.plan_restore(&cx, &captured.metadata, &RestoreTarget::Live).await.unwrap();
-    let staged = adapter.stage(&cx, &plan, &captured.source(Damage::None)).await.unwrap();
-    adapter.switch(&cx, &plan, &staged).await.unwrap()
+    captured.restore(&**adapter, &cx, &RestoreTarget::Live).await.unwrap()
 }
 
 #[tokio::test]

@@ -1,6 +1,5 @@
 //! Questions: commands that only read, of the live server and of one over scratch.
 
-use backup_core::testkit::adapter_suite::Damage;
 use backup_core::{AdapterErrorKind, RestoreTarget, ScratchHandle, passes};
 
 use crate::support::{CANARY, Server, bench, captured};
@@ -65,9 +64,7 @@ async fn a_server_over_scratch_answers_as_the_backup_was() {
     server.cli(&["FLUSHALL"]);
     let target =
         RestoreTarget::Scratch(ScratchHandle { dir: dir.path().to_owned(), run_id: cx.run_id.clone() });
-    let plan = adapter.plan_restore(&cx, &backup.metadata, &target).await.unwrap();
-    let staged = adapter.stage(&cx, &plan, &backup.source(Damage::None)).await.unwrap();
-    let switched = adapter.switch(&cx, &plan, &staged).await.unwrap();
+    let switched = backup.restore(&*adapter, &cx, &target).await.unwrap();
     let questions = ["EXISTS config:version", "5: LLEN queue", "EXISTS other", "DEL config:version"];
     let questions = questions.map(str::to_owned);
     let (probed, answers) = adapter.probe_and_ask(&cx, &target, &questions).await.unwrap();

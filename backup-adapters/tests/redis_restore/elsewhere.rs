@@ -1,4 +1,3 @@
-use backup_core::testkit::adapter_suite::Damage;
 use backup_core::{AdapterErrorKind, RestoreTarget, ScratchHandle};
 
 use crate::common::seed;
@@ -14,9 +13,7 @@ async fn scratch_is_loaded_by_a_real_server() {
     let (adapter, cx, dir) = (server.adapter(""), bench().cx(), tempfile::tempdir().unwrap());
     let handle = ScratchHandle { dir: dir.path().to_owned(), run_id: cx.run_id.clone() };
     let target = RestoreTarget::Scratch(handle);
-    let plan = adapter.plan_restore(&cx, &backup.metadata, &target).await.unwrap();
-    let staged = adapter.stage(&cx, &plan, &backup.source(Damage::None)).await.unwrap();
-    let switched = adapter.switch(&cx, &plan, &staged).await.unwrap();
+    let switched = backup.restore(&*adapter, &cx, &target).await.unwrap();
     let probed = adapter.probe(&cx, &target).await.unwrap();
     assert_eq!(probed.notes["loaded_by"], "redis-server");
     assert_eq!(probed.counts["db77.keys"], 1);

@@ -1,6 +1,6 @@
 //! Questions to databases: what passes, what is refused, and that nothing changes.
 
-use backup_core::testkit::adapter_suite::{Damage, capture};
+use backup_core::testkit::adapter_suite::capture;
 use backup_core::{AdapterErrorKind, RestoreTarget, ScratchHandle, ServiceAdapter, passes};
 
 use crate::support::Db;
@@ -70,9 +70,7 @@ async fn scratch_answers_as_the_backup_was() {
     let (adapter, cx, dir) = (db.adapter(), db.bench.cx(), tempfile::tempdir().unwrap());
     let handle = ScratchHandle { dir: dir.path().join("scratch"), run_id: cx.run_id.clone() };
     let target = RestoreTarget::Scratch(handle);
-    let plan = adapter.plan_restore(&cx, &captured.metadata, &target).await.unwrap();
-    let staged = adapter.stage(&cx, &plan, &captured.source(Damage::None)).await.unwrap();
-    adapter.switch(&cx, &plan, &staged).await.unwrap();
+    captured.restore(&adapter, &cx, &target).await.unwrap();
     let question = "SELECT count(*) FROM log";
     assert_eq!(adapter.ask(&cx, &target, question).await.unwrap().unwrap(), "20");
     assert_eq!(adapter.ask(&cx, &TARGET, question).await.unwrap().unwrap(), "0");

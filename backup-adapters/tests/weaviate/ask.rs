@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use backup_core::testkit::adapter_suite::{Damage, capture};
+use backup_core::testkit::adapter_suite::capture;
 use backup_core::{AdapterErrorKind, RestoreTarget, ScratchHandle, chain, passes};
 
 use crate::support::{Server, adapter, bench, docker};
@@ -51,9 +51,7 @@ async fn queries_are_answered_live_and_in_scratch_and_change_nothing() {
     let (cx, dir) = (bench.cx(), tempfile::tempdir().unwrap());
     let target =
         RestoreTarget::Scratch(ScratchHandle { dir: dir.path().join("scratch"), run_id: cx.run_id.clone() });
-    let plan = adapter.plan_restore(&cx, &backup.metadata, &target).await.unwrap();
-    let staged = adapter.stage(&cx, &plan, &backup.source(Damage::None)).await.unwrap();
-    let switched = adapter.switch(&cx, &plan, &staged).await.unwrap();
+    let switched = backup.restore(&*adapter, &cx, &target).await.unwrap();
     let questions = [
         "{ Aggregate { Doc { meta { count } } } }",
         "{ Aggregate { Bare { meta { count } } } }",

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use backup_core::testkit::adapter_suite::{Captured, Damage, capture};
+use backup_core::testkit::adapter_suite::{Captured, capture};
 use backup_core::{
     AdapterError, AdapterErrorKind, Consistency, HandContext, RestoreTarget, ScratchHandle, ServiceAdapter,
     chain,
@@ -180,9 +180,7 @@ async fn an_export_is_tried_out_in_scratch_and_tells_what_cannot_be_imported() {
     let dir = tempfile::tempdir().unwrap();
     let target =
         RestoreTarget::Scratch(ScratchHandle { dir: dir.path().to_owned(), run_id: cx.run_id.clone() });
-    let plan = adapter.plan_restore(&cx, &backup.metadata, &target).await.unwrap();
-    let staged = adapter.stage(&cx, &plan, &backup.source(Damage::None)).await.unwrap();
-    adapter.switch(&cx, &plan, &staged).await.unwrap();
+    backup.restore(&*adapter, &cx, &target).await.unwrap();
     let found = adapter.probe(&cx, &target).await.unwrap_or_else(|e| panic!("{}", chain(&e)));
     assert_eq!(backup.report.evidence.contradictions(&found), Vec::<String>::new());
     assert_eq!((found.counts["objects.Named"], found.counts["tenants"]), (59, 2));

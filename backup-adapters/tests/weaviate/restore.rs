@@ -1,6 +1,6 @@
 //! Restores over the live server, and what stays of it.
 
-use backup_core::testkit::adapter_suite::{Damage, capture};
+use backup_core::testkit::adapter_suite::capture;
 use backup_core::{AdapterErrorKind, RestoreTarget, ScratchHandle, chain};
 
 use crate::support::{Server, bench, docker, later, staged};
@@ -116,9 +116,7 @@ async fn a_stopped_server_is_restored_and_a_scratch_one_tells_damage() {
     let dir = tempfile::tempdir().unwrap();
     let target =
         RestoreTarget::Scratch(ScratchHandle { dir: dir.path().to_owned(), run_id: cx.run_id.clone() });
-    let plan = adapter.plan_restore(&cx, &backup.metadata, &target).await.unwrap();
-    let staged = adapter.stage(&cx, &plan, &backup.source(Damage::None)).await.unwrap();
-    adapter.switch(&cx, &plan, &staged).await.unwrap();
+    backup.restore(&*adapter, &cx, &target).await.unwrap();
     let good = adapter.probe(&cx, &target).await.unwrap_or_else(|e| panic!("{}", chain(&e)));
     assert_eq!(backup.report.evidence.contradictions(&good), Vec::<String>::new());
     assert!(good.counts["objects.Ten.asleep"] == 50);

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use backup_core::testkit::adapter_suite::{Damage, capture};
+use backup_core::testkit::adapter_suite::capture;
 use backup_core::{AdapterErrorKind, ReadOutcome, RestoreTarget, ScratchHandle, chain};
 use futures::StreamExt as _;
 
@@ -41,9 +41,7 @@ async fn a_backup_by_way_of_a_bucket_needs_none_to_be_restored() {
     let dir = tempfile::tempdir().unwrap();
     let target =
         RestoreTarget::Scratch(ScratchHandle { dir: dir.path().to_owned(), run_id: cx.run_id.clone() });
-    let plan = adapter.plan_restore(&cx, &captured.metadata, &target).await.unwrap();
-    let token = adapter.stage(&cx, &plan, &captured.source(Damage::None)).await.unwrap();
-    adapter.switch(&cx, &plan, &token).await.unwrap();
+    captured.restore(&*adapter, &cx, &target).await.unwrap();
     let found = adapter.probe(&cx, &target).await.unwrap_or_else(|e| panic!("{}", chain(&e)));
     let differences = captured.metadata.evidence.contradictions(&found);
     assert!(differences.is_empty(), "{differences:?}");

@@ -178,10 +178,7 @@ impl Bench {
 
     /// Plans, stages and switches. The token of the switch.
     async fn restore(&self, captured: &Captured, target: &RestoreTarget) -> Result<StepToken, AdapterError> {
-        let (adapter, cx) = (self.fixture.adapter(), self.cx());
-        let plan = adapter.plan_restore(&cx, &captured.metadata, target).await?;
-        let staged = adapter.stage(&cx, &plan, &captured.source(Damage::None)).await?;
-        adapter.switch(&cx, &plan, &staged).await
+        captured.restore(&*self.fixture.adapter(), &self.cx(), target).await
     }
 
     /// The text must not hold any of the fixture's secrets.

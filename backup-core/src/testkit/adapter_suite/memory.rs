@@ -8,7 +8,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream;
 
-use crate::adapter::{ArtifactOpener, CheckPurpose, RestoreSource, ServiceAdapter};
+use crate::adapter::{ArtifactOpener, CheckPurpose, RestoreSource, RestoreTarget, ServiceAdapter, StepToken};
 use crate::context::OpContext;
 use crate::error::AdapterError;
 use crate::id::{ArtifactName, BackupId, Interval};
@@ -97,6 +97,21 @@ impl Captured {
     #[must_use]
     pub fn source(&self, damage: Damage) -> RestoreSource {
         RestoreSource::new(Arc::clone(&self.metadata), Arc::new(MemoryOpener::new(self, damage)))
+    }
+
+    /// Plans, stages and switches. The token of the switch.
+    ///
+    /// # Errors
+    /// Those of the adapter.
+    pub async fn restore(
+        &self,
+        adapter: &dyn ServiceAdapter,
+        cx: &OpContext,
+        target: &RestoreTarget,
+    ) -> Result<StepToken, AdapterError> {
+        let plan = adapter.plan_restore(cx, &self.metadata, target).await?;
+        let staged = adapter.stage(cx, &plan, &self.source(Damage::None)).await?;
+        adapter.switch(cx, &plan, &staged).await
     }
 
     /// The chunks of one artifact.
