@@ -48,6 +48,21 @@ fn the_dotenv_file_of_the_backups_time_lets_in() {
     assert!(told.contains("credentials differ") && told.contains("and is taken"), "{told}");
     assert_eq!(host.count(), "1000", "the password of that time");
 
+    // It is healthy. That it refuses the password of today does not mean that it holds nothing.
+    let all = |more: &[&str]| {
+        let moment = first.rsplit('/').next().unwrap();
+        let command = [&["recover", "--service", "neo4j", "--at", moment, "--yes"], more].concat();
+        let done = host.folder.command(&command).output().unwrap();
+        let told = String::from_utf8_lossy(&[done.stdout, done.stderr].concat()).into_owned();
+        assert!(!told.contains(PASSWORD) && !told.contains(NEW), "{told}");
+        (done.status.code(), told)
+    };
+    let (code, told) = all(&[]);
+    assert!(code == Some(1) && told.contains("did not tell whether it holds data"), "{code:?} {told}");
+    let (code, told) = all(&["--overwrite", "neo4j"]);
+    assert!(code == Some(0) && told.contains("credentials differ"), "{code:?} {told}");
+    assert_eq!(host.count(), "1000", "the password of that time");
+
     configure(&host, "reset_password = true\n");
     let told = restore(&host, &first);
     assert!(!told.contains("differ"), "{told}");

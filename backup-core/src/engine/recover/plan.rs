@@ -258,7 +258,7 @@ impl Inner {
     /// What a service holds, if it answers and holds data. Compared is what the backup has most of.
     ///
     /// # Errors
-    /// It runs and could not tell in time: to restore over it would be to guess.
+    /// It runs and does not tell, in time or us: to restore over it would be to guess.
     async fn holds(
         &self,
         service: &PlannedService,
@@ -272,10 +272,10 @@ impl Inner {
         let looked = cx.within(service.adapter.data(&cx)).await.and_then(|found| found);
         let found = match looked {
             Ok(found) => found.counts,
-            Err(e) if e.kind() == AdapterErrorKind::Timeout => {
+            // It may be healthy and hold everything.
+            Err(e) if matches!(e.kind(), AdapterErrorKind::Timeout | AdapterErrorKind::PermissionDenied) => {
                 return Err(BackupError::Refused(format!(
-                    "it did not tell within {} s whether it holds data: {} (`--overwrite {}` restores it all the same)",
-                    LOOK.as_secs(),
+                    "it did not tell whether it holds data: {} (`--overwrite {}` restores it all the same)",
                     chain(&e),
                     service.name
                 )));
