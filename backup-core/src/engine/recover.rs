@@ -49,8 +49,8 @@ pub struct RecoveryPlan {
     pub stack: Option<StackSteps>,
     /// How many are done at once.
     pub parallel: usize,
-    /// How long all of it will take, in ms: along `after`, and no more at once than `parallel`. `None` if one of them was
-    /// never measured.
+    /// How long all of it will take, in ms: to look as for this plan, the services along `after` and no more at once than
+    /// `parallel`, and the applications. `None` if one of the services was never measured.
     pub predicted_ms: Option<u64>,
 }
 

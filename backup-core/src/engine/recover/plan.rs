@@ -1,6 +1,6 @@
 //! Making the plan. Changes nothing.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::{StreamExt, stream};
 use tokio_util::sync::CancellationToken;
@@ -64,11 +64,13 @@ impl Inner {
         }
         let names = self.recovered(&request.services)?;
         let (history, around) = (self.history().await, self.around().await);
+        let began = Instant::now();
         let found: Vec<_> = stream::iter(&names)
             .map(|name| self.plan_one(request, name, around.as_ref()))
             .buffered(LOOKS)
             .collect()
             .await;
+        let looked = millis(began.elapsed());
         let mut plan = RecoveryPlan {
             format: RECOVERY_FORMAT,
             store_id: self.catalog.store_id().to_owned(),
@@ -144,7 +146,10 @@ impl Inner {
         plan.services = longest_first(plan.services);
         let restores = plan.restores().count() > 0;
         plan.stack = around.as_ref().map(|a| a.steps(self, request.services.is_empty(), restores));
-        plan.predicted_ms = in_all(&plan.services, plan.parallel);
+        // Looking may take its time, too: a backup of the old scripts is read. Whoever recovers looks before.
+        let looked = if restores { looked } else { 0 };
+        let beside = history.applications(plan.stack.as_ref(), restores).saturating_add(looked);
+        plan.predicted_ms = in_all(&plan.services, plan.parallel).map(|ms| ms.saturating_add(beside));
         Ok(Made { plan, previews })
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Prediction, RecoveryAction, ScratchRestore, ServiceRecovery};
+use super::{Prediction, RecoveryAction, ScratchRestore, ServiceRecovery, StackSteps};
 use crate::engine::{Inner, RunReport};
 use crate::error::chain;
 use crate::event::Outcome;
@@ -25,6 +25,8 @@ pub(in crate::engine) struct History {
     restores: BTreeMap<ServiceName, Vec<Sample>>,
     /// How long the newest start of what each runs in took, in ms.
     starts: BTreeMap<ServiceName, u64>,
+    /// How long it took until all applications were there that the newest recovery started, in ms.
+    applications: Option<u64>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,11 +52,22 @@ impl History {
             let sample = Sample { at, live, bytes: step.plain_bytes, ms: step.restore_ms.unwrap_or(step.ms) };
             self.restores.entry(step.service.clone()).or_default().push(sample);
         }
-        for part in report.parts.iter().filter(|p| p.kind == "start" && p.outcome == Outcome::Ok) {
+        let started = || report.parts.iter().filter(|p| p.kind == "start" && p.outcome == Outcome::Ok);
+        for part in started() {
             if let Some(service) = &part.service {
                 self.starts.entry(service.clone()).or_insert(part.ms);
             }
         }
+        // They are started together.
+        let applications = started().filter(|p| p.service.is_none()).map(|p| p.ms).max();
+        self.applications = self.applications.or(applications);
+    }
+
+    /// How long applications will take to start, as far as that was ever measured. A stack that is not known yet is taken for
+    /// the one of then.
+    pub(super) fn applications(&self, stack: Option<&StackSteps>, restores: bool) -> u64 {
+        let starts = stack.is_some_and(|s| !s.starts.is_empty() || (restores && s.unknown.is_some()));
+        if starts { self.applications.unwrap_or(0) } else { 0 }
     }
 
     /// The newest restore into scratch.
@@ -265,5 +278,32 @@ mod tests {
         let ms = |bytes| history.predict(&name("a"), bytes).unwrap().ms;
         assert_eq!((ms(50), ms(100), ms(300)), (1000, 1000, 3000));
         assert!(history.predict(&name("a"), 1).unwrap().from.contains("20260101_000000"));
+    }
+
+    #[test]
+    fn applications_take_what_they_took_together_the_last_time() {
+        let (known, nothing) =
+            (StackSteps { starts: vec!["web".to_owned()], ..StackSteps::default() }, StackSteps::default());
+        let unknown = StackSteps { unknown: Some("no .env".to_owned()), ..StackSteps::default() };
+        let mut history = History::default();
+        assert_eq!(history.applications(Some(&known), true), 0, "never measured");
+        let report = |parts: &[(&str, Option<&str>, u64)]| -> RunReport {
+            let part = |(part, service, ms): &(&str, Option<&str>, u64)| serde_json::json!({ "part": part, "service": service, "kind": "start", "outcome": "ok", "ms": ms, "error": null });
+            let parts: Vec<_> = parts.iter().map(part).collect();
+            let at = "2026-01-01T00:00:00Z";
+            serde_json::from_value(serde_json::json!({
+                "run_id": "20260101_000000-00000000", "verb": "recover", "host": "h", "tool": "t", "started_at": at, "finished_at": at,
+                "steps": [], "parts": parts,
+            }))
+            .unwrap()
+        };
+        history.add(&report(&[("db", Some("a"), 9000)]));
+        history.add(&report(&[("web", None, 700), ("shop", None, 900), ("db", Some("a"), 9000)]));
+        history.add(&report(&[("web", None, 5000)]));
+        assert_eq!(history.applications(Some(&known), false), 900);
+        assert_eq!(history.applications(Some(&unknown), true), 900, "as many as then");
+        for (stack, restores) in [(Some(&unknown), false), (Some(&nothing), true), (None, true)] {
+            assert_eq!(history.applications(stack, restores), 0);
+        }
     }
 }
