@@ -21,6 +21,7 @@ pub(crate) mod pax;
 pub(crate) mod restore;
 pub(crate) mod roots;
 pub(crate) mod rules;
+mod same;
 pub(crate) mod sparse;
 pub(crate) mod stage;
 pub(crate) mod units;

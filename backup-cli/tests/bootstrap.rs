@@ -154,12 +154,15 @@ fn the_variables_of_compose_come_along_unless_a_service_has_them() {
         );
         world.ok(&["init"]);
         world.ok(&["run"]);
-        for file in [".env", "compose.yaml", "backup.toml"] {
+        for file in [".env", "backup.toml"] {
             std::fs::remove_file(world.path(file)).unwrap();
         }
         let done = world.ok(&["bootstrap", "store", "--yes", "--json"]);
         assert!(!done.out.contains("canary") && !done.err.contains("canary"), "{done:#?}");
         assert_eq!(done.summary()["files"].as_array().unwrap().len(), files, "{service}");
         assert_eq!(world.path(".env").exists(), files == 3, "{service}");
+        let kept =
+            tree(&world.path("")).into_iter().filter(|(path, _)| path.contains("compose.yaml.backup."));
+        assert_eq!(kept.count(), 0, "it was there already");
     }
 }

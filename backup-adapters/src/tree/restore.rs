@@ -16,7 +16,7 @@ use super::live::Live;
 use super::roots::{Root, RootKind, covers};
 use super::rules::Excluded;
 use super::units::{self, Unit};
-use super::{bare, stage, walk};
+use super::{bare, same, stage, walk};
 use crate::in_use;
 use crate::on_disk::{blocking, existing};
 
@@ -361,6 +361,10 @@ fn decide(cx: &OpContext, live: &Live, plan: &Plan, staging: &[PathBuf]) -> Resu
         let Ok(meta) = fs::symlink_metadata(staged) else {
             return Err(AdapterError::corrupt(format!("the archive does not hold `{}`", root.member)));
         };
+        // To keep a copy of the same aside would be of no use. What cannot be compared is replaced.
+        if same::same(staged, &root.path).unwrap_or(false) {
+            continue;
+        }
         let mut stay = units::Pinned::new();
         if meta.is_dir() && fs::symlink_metadata(&root.path).is_ok_and(|m| m.is_dir()) {
             stay = units::pinned(counter(cx, live, root)?.left_out, &root.path, staged);

@@ -19,6 +19,28 @@ fn bench() -> Bench {
 }
 
 #[tokio::test]
+async fn what_is_the_same_already_stays_and_nothing_is_kept_of_it() {
+    let bench = bench();
+    let captured = bench.capture().await.unwrap();
+    let same = fs::metadata(bench.path(".env")).unwrap().ino();
+    let kept = |name: &str| bench.path(&format!("{name}.backup.20260102_000000")).exists();
+    fs::write(bench.path("web/.env"), "B=3\n").unwrap();
+    let switched = bench.restore(&captured, RestoreTarget::Live, "20260102_000000").await.unwrap();
+    assert_eq!(fs::read_to_string(bench.path("web/.env")).unwrap(), "B=2\n");
+    assert_eq!(fs::metadata(bench.path(".env")).unwrap().ino(), same);
+    assert!(kept("web/.env") && !kept(".env"));
+    bench.adapter.undo(&bench.context("20260102_000100"), &switched).await.unwrap();
+    assert_eq!(fs::read_to_string(bench.path("web/.env")).unwrap(), "B=3\n");
+    assert_eq!(fs::metadata(bench.path(".env")).unwrap().ino(), same);
+
+    // The same text under other rights is not the same.
+    fs::set_permissions(bench.path(".env"), Permissions::from_mode(0o644)).unwrap();
+    bench.restore(&captured, RestoreTarget::Live, "20260103_000000").await.unwrap();
+    assert_eq!(fs::metadata(bench.path(".env")).unwrap().mode() & 0o777, 0o640);
+    assert!(bench.path(".env.backup.20260103_000000").exists());
+}
+
+#[tokio::test]
 async fn files_come_back_one_by_one_with_mode_and_owner() {
     let bench = bench();
     let captured = bench.capture().await.unwrap();

@@ -10,21 +10,10 @@ use crate::support::{Db, insert, integrity, rows};
 use backup_adapters::sqlite::{Sqlite, SqliteConfig};
 use backup_core::testkit::adapter_suite::{Captured, Damage, capture};
 use backup_core::{
-    AdapterConfig, AdapterError, AdapterErrorKind, BuildContext, DiscoverContext, OpContext, RestoreTarget,
-    ServiceAdapter, ServiceName, StepToken,
+    AdapterConfig, AdapterErrorKind, BuildContext, DiscoverContext, RestoreTarget, ServiceAdapter,
+    ServiceName,
 };
 use rusqlite::Connection;
-
-async fn restore(
-    adapter: &Sqlite,
-    cx: &OpContext,
-    captured: &Captured,
-    target: &RestoreTarget,
-) -> Result<StepToken, AdapterError> {
-    let plan = adapter.plan_restore(cx, &captured.metadata, target).await?;
-    let staged = adapter.stage(cx, &plan, &captured.source(Damage::None)).await?;
-    adapter.switch(cx, &plan, &staged).await
-}
 
 /// A backup of 10 rows, and what a crash left of the service since: 300 rows, most of them only in the `-wal`.
 async fn crashed_since() -> (Db, Captured) {
@@ -49,7 +38,7 @@ async fn a_stale_wal_neither_damages_the_new_database_nor_is_lost() {
     let kept = |suffix: &str| format!("{}.backup.{}", db.beside(suffix).display(), cx.timestamp);
     assert_eq!(replaced, [kept("-wal"), kept("-shm"), kept("")]);
 
-    let switched = restore(&adapter, &cx, &captured, &RestoreTarget::Live).await.unwrap();
+    let switched = captured.restore(&adapter, &cx, &RestoreTarget::Live).await.unwrap();
     assert!(!db.beside("-wal").exists());
     assert_eq!(std::fs::read(kept("-wal")).unwrap(), wal);
     assert_eq!((db.rows(), integrity(&db.path)), (10, "ok".into()));
@@ -65,7 +54,7 @@ async fn a_stale_wal_neither_damages_the_new_database_nor_is_lost() {
 async fn the_same_restore_twice_gives_the_same_and_keeps_both() {
     let (db, captured) = crashed_since().await;
     for expected in [10, 10] {
-        restore(&db.adapter(), &db.bench.cx(), &captured, &RestoreTarget::Live).await.unwrap();
+        captured.restore(&db.adapter(), &db.bench.cx(), &RestoreTarget::Live).await.unwrap();
         assert_eq!(db.rows(), expected);
     }
     let kept = db.names().iter().filter(|n| n.starts_with("app.db.backup.")).count();
@@ -156,7 +145,7 @@ async fn owner_and_mode_come_back() {
     std::fs::set_permissions(&db.path, std::fs::Permissions::from_mode(0o640)).unwrap();
     let captured = capture(&db.adapter(), &db.bench.cx()).await.unwrap();
     std::fs::remove_file(&db.path).unwrap();
-    restore(&db.adapter(), &db.bench.cx(), &captured, &RestoreTarget::Live).await.unwrap();
+    captured.restore(&db.adapter(), &db.bench.cx(), &RestoreTarget::Live).await.unwrap();
     assert_eq!(ids(&db.path), owner);
     assert_eq!(std::fs::metadata(&db.path).unwrap().mode() & 0o7777, 0o640);
     assert_eq!(db.rows(), 10);
@@ -172,7 +161,7 @@ async fn a_lost_folder_is_made_again() {
     let db = Db::new("wal", 10);
     let captured = capture(&db.adapter(), &db.bench.cx()).await.unwrap();
     let elsewhere = db.dir.path().join("deep/down/app.db");
-    restore(&Sqlite::new(&elsewhere), &db.bench.cx(), &captured, &RestoreTarget::Live).await.unwrap();
+    captured.restore(&Sqlite::new(&elsewhere), &db.bench.cx(), &RestoreTarget::Live).await.unwrap();
     assert_eq!(rows(&elsewhere), 10);
 }
 
@@ -184,12 +173,12 @@ async fn a_symbolic_link_stays_one() {
     std::os::unix::fs::symlink(&db.path, &link).unwrap();
     let captured = capture(&Sqlite::new(&link), &db.bench.cx()).await.unwrap();
     insert(&db.connect(), 5);
-    restore(&Sqlite::new(&link), &db.bench.cx(), &captured, &RestoreTarget::Live).await.unwrap();
+    captured.restore(&Sqlite::new(&link), &db.bench.cx(), &RestoreTarget::Live).await.unwrap();
     assert!(link.is_symlink());
     assert_eq!((rows(&link), db.rows()), (10, 10));
     // Also when what it points to is lost.
     std::fs::remove_file(&db.path).unwrap();
-    restore(&Sqlite::new(&link), &db.bench.cx(), &captured, &RestoreTarget::Live).await.unwrap();
+    captured.restore(&Sqlite::new(&link), &db.bench.cx(), &RestoreTarget::Live).await.unwrap();
     assert!(link.is_symlink());
     assert_eq!(db.rows(), 10);
 }
@@ -201,7 +190,7 @@ async fn a_directory_must_be_empty_and_gets_nothing_outside_itself() {
     let full = tempfile::tempdir().unwrap();
     std::fs::write(full.path().join("mine"), "").unwrap();
     let target = RestoreTarget::Dir(full.path().to_owned());
-    let error = restore(&db.adapter(), &db.bench.cx(), &captured, &target).await.unwrap_err();
+    let error = captured.restore(&db.adapter(), &db.bench.cx(), &target).await.unwrap_err();
     assert_eq!(error.kind(), AdapterErrorKind::Conflict);
     assert_eq!(error.to_string(), format!("directory `{}` is not empty", full.path().display()));
 
@@ -211,7 +200,7 @@ async fn a_directory_must_be_empty_and_gets_nothing_outside_itself() {
         let metadata = Arc::make_mut(&mut captured.metadata);
         metadata.artifacts[0].attributes.insert("path".into(), hostile.into());
         let target = RestoreTarget::Dir(inner.clone());
-        restore(&db.adapter(), &db.bench.cx(), &captured, &target).await.unwrap();
+        captured.restore(&db.adapter(), &db.bench.cx(), &target).await.unwrap();
         let made: Vec<_> = std::fs::read_dir(&inner).unwrap().map(|e| e.unwrap().path()).collect();
         assert_eq!(made.len(), 1, "{hostile}");
         assert_eq!(rows(&made[0]), 10);
