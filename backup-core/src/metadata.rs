@@ -91,6 +91,11 @@ impl Metadata {
         self.artifacts.iter().find(|a| a.name == *name)
     }
 
+    /// Every data file in the backup's directory.
+    pub fn stored_files(&self) -> impl Iterator<Item = &StoredFile> {
+        self.artifacts.iter().flat_map(|a| &a.files)
+    }
+
     /// Sum of the artifacts before compression, in bytes.
     #[must_use]
     pub fn plain_bytes(&self) -> u64 {

@@ -1,6 +1,6 @@
 //! Whether the server holds data: told quickly, however much that is, and also while others use it.
 
-use backup_core::{AdapterError, Evidence, OpContext};
+use backup_core::{AdapterError, AdapterErrorKind, Evidence, OpContext};
 
 use super::evidence::key;
 use super::facts::{ServerFacts, tables_sql};
@@ -30,11 +30,37 @@ pub(super) async fn data(settings: &Settings, cx: &OpContext) -> Result<Evidence
         }
         script.push_str("SELECT count(*) FROM (SELECT FROM pg_largeobject_metadata LIMIT 1) AS enough;\n");
         let answer = link.script(name, script).await.map_err(failed)?;
-        let mut counts: Vec<u64> = answer.lines().filter_map(|l| l.trim().parse().ok()).collect();
-        let large_objects = counts.pop().unwrap_or(0);
+        let (counts, large_objects) = numbers(&answer, tables.len())
+            .ok_or_else(|| AdapterError::new(AdapterErrorKind::Other, odd(name)))?;
         let what = if counts.iter().any(|n| *n >= ENOUGH) { "rows_at_least" } else { "rows" };
         evidence.counts.insert(key(what, [name]), counts.iter().sum());
         evidence.counts.insert(key("any_large_object", [name]), large_objects);
     }
     Ok(evidence)
+}
+
+/// One number for each table, and the one of large objects: what is no number must not become "holds nothing".
+fn numbers(answer: &str, tables: usize) -> Option<(Vec<u64>, u64)> {
+    let lines = answer.lines().map(str::trim).filter(|l| !l.is_empty());
+    let mut counts = lines.map(|l| l.parse().ok()).collect::<Option<Vec<u64>>>()?;
+    let large_objects = counts.pop()?;
+    (counts.len() == tables).then_some((counts, large_objects))
+}
+
+fn odd(database: &str) -> String {
+    format!("the client did not answer with a number for each table of database `{database}`")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::numbers;
+
+    #[test]
+    fn an_answer_that_is_not_whole_is_no_answer() {
+        assert_eq!(numbers("3\n 4\n0\n", 2), Some((vec![3, 4], 0)));
+        assert_eq!(numbers("0\n", 0), Some((vec![], 0)));
+        for odd in ["", "3\n0\n", "3\n4\n5\n0\n", "NOTICE\n4\n0\n"] {
+            assert_eq!(numbers(odd, 2), None, "{odd:?}");
+        }
+    }
 }

@@ -75,7 +75,7 @@ pub(super) fn parse_metadata(id: &BackupId, text: &[u8]) -> Result<Metadata, Unu
         return Err(format!("metadata.json describes {}", metadata.id()).into());
     }
     let mut names = BTreeSet::new();
-    for stored in metadata.artifacts.iter().flat_map(|a| &a.files) {
+    for stored in metadata.stored_files() {
         id.file(&stored.path).map_err(|e| format!("metadata.json names a hostile path: {e}"))?;
         if !names.insert(stored.path.as_str()) {
             return Err(format!("metadata.json names `{}` twice", stored.path).into());

@@ -428,7 +428,7 @@ impl Inner {
     /// Whether the stored files of a backup are there, in their length: what is to stand for today's content must.
     async fn is_whole(&self, metadata: &Metadata) -> Result<bool, BackupError> {
         let id = metadata.id();
-        for stored in metadata.artifacts.iter().flat_map(|a| &a.files) {
+        for stored in metadata.stored_files() {
             let key = id.file(&stored.path).map_err(|e| BackupError::Refused(format!("{id}: {e}")))?;
             match self.catalog.store().head(&key).await {
                 Ok(info) if info.bytes == stored.stored_bytes => {}

@@ -9,7 +9,7 @@ use crate::pipeline::GZIP;
 
 /// The checksums of the stored files, as `sha256sum -c` reads them.
 pub(super) fn sha256sums(metadata: &Metadata) -> String {
-    let files = metadata.artifacts.iter().flat_map(|a| &a.files);
+    let files = metadata.stored_files();
     files.map(|f| format!("{}  {}\n", f.stored_sha256, f.path)).collect()
 }
 

@@ -199,7 +199,7 @@ impl Inner {
             }
             evidence.merge(measured.evidence.unwrap_or_default());
         }
-        metadata.size_bytes = metadata.artifacts.iter().flat_map(|a| &a.files).map(|f| f.stored_bytes).sum();
+        metadata.size_bytes = metadata.stored_files().map(|f| f.stored_bytes).sum();
         metadata.evidence = evidence;
         Ok(metadata)
     }

@@ -281,7 +281,7 @@ impl Inner {
 
     async fn check_stored(&self, metadata: &Metadata) -> Result<(), BackupError> {
         let id = metadata.id();
-        for stored in metadata.artifacts.iter().flat_map(|a| &a.files) {
+        for stored in metadata.stored_files() {
             let damaged =
                 |what: String| BackupError::Damaged { id: id.clone(), file: stored.path.clone(), what };
             let key = id.file(&stored.path).map_err(|e| damaged(e.to_string()))?;
