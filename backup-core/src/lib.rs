@@ -62,6 +62,7 @@
 //! # Features
 //! | Feature | What it adds |
 //! |---|---|
+//! | `age` | encryption of backups, for keys of age and SSH |
 //! | `testkit` | `testkit`: conformance suites for adapters and stores, fakes, a store that fails at will, a clock to set. Not covered by semver |
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
@@ -70,6 +71,7 @@ pub mod catalog;
 mod clock;
 pub mod config;
 mod context;
+pub mod encryption;
 pub mod engine;
 mod error;
 mod event;

@@ -2,17 +2,17 @@
 //!
 //! ```text
 //! pump:    body ─ frames of 1 MiB ─┬─▶ blake3 + content check      (observer thread)
-//!                                  └─▶ zstd, `threads` at a time ─ in order ─┬─▶ sha256   (observer thread)
-//!                                                                           └─▶ StoreWriter
+//!                                  └─▶ zstd, `threads` at a time ─ in order ─ [age] ─┬─▶ sha256   (observer thread)
+//!                                                                                   └─▶ StoreWriter
 //! unpump:  stored ─┬─▶ sha256      (observer thread)
-//!                  └─▶ split into frames ─ zstd, `threads` at a time ─ in order ─┬─▶ blake3   (observer thread)
+//!                  └─▶ [age] ─ split into frames ─ zstd, `threads` at a time ─ in order ─┬─▶ blake3   (observer thread)
 //!                                                                               └─▶ reader
 //! ```
 //!
 //! A stored file is a sequence of independent zstd frames ([RFC 8878]), each of [`CHUNK_BYTES`](crate::CHUNK_BYTES)
 //! plain bytes (the last one shorter), with their length in the header and an XXH64 checksum at the end, followed by a
-//! seek table in a skippable frame. `zstd -d` reads it as it is. A further stage (encryption) belongs between the
-//! frames and sha256, so that the hash of a stored file needs no key.
+//! seek table in a skippable frame. `zstd -d` reads it as it is. Encryption stands between the frames and sha256, so that
+//! the hash of a stored file needs no key; it is the work of one thread.
 //!
 //! Memory is bounded by about `threads` + 6 frames of 1 MiB on either side of the codec, whatever the length.
 //! Neither direction touches the data on an async thread; each holds two threads of tokio's blocking pool while it
@@ -25,6 +25,8 @@ use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
+use crate::encryption::{Identities, Recipients};
+
 mod check;
 mod decode;
 mod frames;
@@ -33,6 +35,7 @@ mod measure;
 mod observer;
 mod pool;
 mod pump;
+mod sealed;
 mod seek_table;
 mod split;
 mod stored_side;
@@ -45,6 +48,8 @@ pub use unpump::unpump;
 
 /// The name of zstd in `encodings`.
 pub const ZSTD: &str = "zstd";
+
+pub use crate::encryption::AGE;
 
 /// The name of gzip in `encodings`: read, where other programs wrote it, and never written.
 pub const GZIP: &str = "gzip";
@@ -62,6 +67,10 @@ pub struct PipelineSettings {
     pub threads: usize,
     /// Ends the transfer early.
     pub cancel: CancellationToken,
+    /// For whom what is stored is encrypted, if for anybody.
+    pub recipients: Option<Recipients>,
+    /// What decrypts what is read.
+    pub identities: Identities,
     /// Told how many plain bytes went through so far, about once per MiB. Must return at once.
     pub progress: Arc<dyn Fn(u64) + Send + Sync>,
 }
@@ -70,7 +79,14 @@ impl PipelineSettings {
     /// Level 1 on `threads` threads, without progress.
     #[must_use]
     pub fn new(threads: usize) -> Self {
-        Self { level: 1, threads, cancel: CancellationToken::new(), progress: Arc::new(|_| {}) }
+        Self {
+            level: 1,
+            threads,
+            cancel: CancellationToken::new(),
+            recipients: None,
+            identities: Identities::default(),
+            progress: Arc::new(|_| {}),
+        }
     }
 
     /// Sets the zstd level.
@@ -84,6 +100,20 @@ impl PipelineSettings {
     #[must_use]
     pub fn with_cancel(mut self, cancel: CancellationToken) -> Self {
         self.cancel = cancel;
+        self
+    }
+
+    /// Sets for whom what is stored is encrypted.
+    #[must_use]
+    pub fn with_recipients(mut self, recipients: Option<Recipients>) -> Self {
+        self.recipients = recipients;
+        self
+    }
+
+    /// Sets what decrypts what is read.
+    #[must_use]
+    pub fn with_identities(mut self, identities: Identities) -> Self {
+        self.identities = identities;
         self
     }
 

@@ -9,7 +9,8 @@ use tokio_util::task::AbortOnDropHandle;
 use super::frames::{Compressor, Framer};
 use super::observer::{Observer, PlainObserver, Sha256Observer};
 use super::seek_table::SeekTable;
-use super::{LOOKAHEAD, PipelineSettings, ZSTD};
+use super::sealed::{self, Stage};
+use super::{AGE, LOOKAHEAD, PipelineSettings, ZSTD};
 use crate::adapter::ContentCheck;
 use crate::error::{AdapterError, AdapterErrorKind, StoreError};
 use crate::metadata::Evidence;
@@ -99,7 +100,7 @@ pub async fn pump(
                 plain_blake3: plain.blake3,
                 stored_bytes: stored.bytes,
                 stored_sha256: stored.sha256,
-                encodings: vec![ZSTD.to_owned()],
+                encodings: encodings(settings),
                 evidence: plain.evidence,
                 object,
             })
@@ -118,6 +119,12 @@ pub async fn pump(
             }
         }
     }
+}
+
+/// What a pipeline with these settings applies, in order.
+pub(super) fn encodings(settings: &PipelineSettings) -> Vec<String> {
+    let sealed = settings.recipients.is_some().then_some(AGE);
+    std::iter::once(ZSTD).chain(sealed).map(str::to_owned).collect()
 }
 
 struct Plain {
@@ -143,8 +150,39 @@ async fn transfer(
     writer: &mut dyn StoreWriter,
     settings: &PipelineSettings,
 ) -> Result<(Plain, Stored), PumpError> {
-    let (jobs, in_order) = mpsc::channel(settings.threads() + LOOKAHEAD);
-    tokio::try_join!(read_side(body, check, jobs, settings), write_side(in_order, writer, settings))
+    let (jobs, mut in_order) = mpsc::channel(settings.threads() + LOOKAHEAD);
+    let read_side = read_side(body, check, jobs, settings);
+    let mut sink = Sink { writer, hash: Observer::spawn("the hash", Sha256Observer::default()), bytes: 0 };
+    let mut frames = Frames { jobs: &mut in_order, settings, table: Some(SeekTable::default()), plain_bytes: 0 };
+    let Some(recipients) = settings.recipients.clone() else {
+        let write_side = async {
+            while let Some(bytes) = frames.next().await? {
+                sink.write(bytes).await?;
+            }
+            sink.finish().await
+        };
+        let (plain, (bytes, sha256)) = tokio::try_join!(read_side, write_side)?;
+        return Ok((plain, Stored { plain_bytes: frames.plain_bytes, bytes, sha256 }));
+    };
+    let Stage { input, mut output, task } = sealed::seal(recipients);
+    let frame_side = async {
+        while let Some(bytes) = frames.next().await? {
+            input.give(bytes).await;
+        }
+        input.end().await;
+        Ok(())
+    };
+    let write_side = async {
+        while let Some(bytes) = output.recv().await {
+            sink.write(bytes).await?;
+        }
+        // The end of the output is not yet one of what was to be encrypted.
+        let ended = task.await.map_err(|e| PumpError::internal("encrypt", e))?;
+        ended.map_err(|e| PumpError::internal("encrypt", e))?;
+        sink.finish().await
+    };
+    let (plain, (), (bytes, sha256)) = tokio::try_join!(read_side, frame_side, write_side)?;
+    Ok((plain, Stored { plain_bytes: frames.plain_bytes, bytes, sha256 }))
 }
 
 /// Cuts the body into frames, shows them to the observer, and starts their compression.
@@ -181,31 +219,33 @@ async fn read_side(
     Ok(Plain { blake3, evidence })
 }
 
-/// Takes the compressed frames in order, hashes and stores them, and the seek table at the end.
-async fn write_side(
-    mut jobs: mpsc::Receiver<Job>,
-    writer: &mut dyn StoreWriter,
-    settings: &PipelineSettings,
-) -> Result<Stored, PumpError> {
-    let mut sink = Sink { writer, hash: Observer::spawn("the hash", Sha256Observer::default()), bytes: 0 };
-    let mut table = SeekTable::default();
-    let mut plain_bytes = 0;
-    while let Some(job) = jobs.recv().await {
-        let frame = job.stored.await.map_err(|e| PumpError::internal("compress", e))?;
-        let frame = frame.map_err(|e| PumpError::internal("compress", e))?;
-        // Both are far below 4 GiB: a frame has at most 1 MiB of plain bytes.
-        table.push(frame.len() as u32, job.plain_bytes as u32);
-        sink.write(frame).await?;
-        plain_bytes += job.plain_bytes as u64;
-        (settings.progress)(plain_bytes);
-    }
-    if let Some(table) = table.encode() {
-        sink.write(table.into()).await?;
-    }
-    let sha256 = sink.hash.finish().await.map_err(|e| PumpError::internal("hash", e))?;
-    Ok(Stored { plain_bytes, bytes: sink.bytes, sha256 })
+/// The compressed frames in order, and the seek table at the end.
+struct Frames<'a> {
+    jobs: &'a mut mpsc::Receiver<Job>,
+    settings: &'a PipelineSettings,
+    /// Until it was given out.
+    table: Option<SeekTable>,
+    plain_bytes: u64,
 }
 
+impl Frames<'_> {
+    async fn next(&mut self) -> Result<Option<Bytes>, PumpError> {
+        let Some(job) = self.jobs.recv().await else {
+            return Ok(self.table.take().and_then(|table| table.encode()).map(Bytes::from));
+        };
+        let frame = job.stored.await.map_err(|e| PumpError::internal("compress", e))?;
+        let frame = frame.map_err(|e| PumpError::internal("compress", e))?;
+        if let Some(table) = &mut self.table {
+            // Both are far below 4 GiB: a frame has at most 1 MiB of plain bytes.
+            table.push(frame.len() as u32, job.plain_bytes as u32);
+        }
+        self.plain_bytes += job.plain_bytes as u64;
+        (self.settings.progress)(self.plain_bytes);
+        Ok(Some(frame))
+    }
+}
+
+/// Hashes and stores.
 struct Sink<'a> {
     writer: &'a mut dyn StoreWriter,
     hash: Observer<String>,
@@ -217,5 +257,11 @@ impl Sink<'_> {
         self.bytes += bytes.len() as u64;
         self.hash.send(bytes.clone()).await.map_err(|e| PumpError::internal("hash", e))?;
         self.writer.write(bytes).await.map_err(PumpError::Store)
+    }
+
+    /// Length and SHA-256 of all that was written.
+    async fn finish(self) -> Result<(u64, String), PumpError> {
+        let sha256 = self.hash.finish().await.map_err(|e| PumpError::internal("hash", e))?;
+        Ok((self.bytes, sha256))
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
 use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinHandle;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::check::{Expected, FilesObserver};
@@ -12,8 +13,10 @@ use super::decode::Decompressor;
 use super::frames::FRAME_BYTES;
 use super::gzip::Gunzip;
 use super::observer::{Observer, panicked};
+use super::sealed::{self, Stage};
 use super::split::{Next, Splitter};
-use super::{GZIP, ZSTD};
+use super::{AGE, GZIP, PipelineSettings, ZSTD};
+use crate::encryption::OpenError;
 use crate::error::{AdapterError, AdapterErrorKind, StoreError};
 use crate::source::ByteStream;
 
@@ -44,54 +47,114 @@ impl At {
     }
 }
 
-/// Reads the stored bytes once, in order.
-pub(super) struct StoredSide<'a> {
+/// Reads the stored bytes once, in order, and gives a job for every piece, up to their proven end.
+pub(super) async fn read(
+    stored: ByteStream<StoreError>,
+    expected: &Expected,
+    jobs: &mpsc::Sender<Job>,
+    settings: &PipelineSettings,
+) -> Result<(), AdapterError> {
+    let mut raw = Raw::new(stored, expected);
+    let decoder = |chunks| Decoder { chunks, expected, taken: 0, jobs, plain: 0 };
+    let encodings: Vec<&str> = expected.encodings.iter().map(String::as_str).collect();
+    if let [below @ .., AGE] = encodings.as_slice() {
+        let Stage { input, output, task } = sealed::open(settings.identities.clone());
+        let feed = async {
+            while let Some(chunk) = raw.chunk().await? {
+                input.give(chunk).await;
+            }
+            input.end().await;
+            raw.finish().await
+        };
+        let mut decoder = decoder(Chunks::Opened(output, Some(task)));
+        return tokio::try_join!(feed, decoder.read(below, settings.threads())).map(|_| ());
+    }
+    decoder(Chunks::Raw(&mut raw)).read(&encodings, settings.threads()).await?;
+    raw.finish().await
+}
+
+/// The stored bytes: counted, and shown to the hash.
+struct Raw<'a> {
     stored: ByteStream<StoreError>,
     expected: &'a Expected,
-    /// How many stored bytes came, and how many there may be.
+    /// How many came, and how many there may be.
     seen: u64,
     total: u64,
     hash: Observer<()>,
-    jobs: mpsc::Sender<Job>,
+}
+
+impl<'a> Raw<'a> {
+    fn new(stored: ByteStream<StoreError>, expected: &'a Expected) -> Self {
+        let hash = Observer::spawn("the hash", FilesObserver::new(expected.files.clone()));
+        Self { stored, expected, seen: 0, total: expected.stored_bytes(), hash }
+    }
+
+    async fn chunk(&mut self) -> Result<Option<Bytes>, AdapterError> {
+        let chunk = loop {
+            match self.stored.next().await {
+                None => return Ok(None),
+                Some(Ok(chunk)) if chunk.is_empty() => {}
+                Some(Ok(chunk)) => break chunk,
+                Some(Err(e)) => return Err(unreadable(self.expected.locate(self.seen).0, e)),
+            }
+        };
+        self.seen += chunk.len() as u64;
+        if self.seen > self.total {
+            let (name, total) = (self.expected.name(), self.total);
+            let what = format!("`{name}` is damaged: it is longer than the recorded {total} bytes");
+            return Err(AdapterError::corrupt(what));
+        }
+        self.hash.send(chunk.clone()).await?;
+        Ok(Some(chunk))
+    }
+
+    async fn finish(self) -> Result<(), AdapterError> {
+        self.hash.finish().await
+    }
+}
+
+/// What is decoded: stored bytes as they are, or decrypted.
+enum Chunks<'a, 'b> {
+    Raw(&'b mut Raw<'a>),
+    Opened(mpsc::Receiver<Bytes>, Option<JoinHandle<Result<(), OpenError>>>),
+}
+
+/// Makes frames and plain bytes of them.
+struct Decoder<'a, 'b> {
+    chunks: Chunks<'a, 'b>,
+    expected: &'a Expected,
+    /// How many bytes were taken from the chunks.
+    taken: u64,
+    jobs: &'b mpsc::Sender<Job>,
     /// Plain bytes that the frames so far say they hold.
     plain: u64,
 }
 
-impl<'a> StoredSide<'a> {
-    pub(super) fn new(
-        stored: ByteStream<StoreError>,
-        expected: &'a Expected,
-        jobs: mpsc::Sender<Job>,
-    ) -> Self {
-        let hash = Observer::spawn("the hash", FilesObserver::new(expected.files.clone()));
-        Self { stored, expected, seen: 0, total: expected.stored_bytes(), hash, jobs, plain: 0 }
-    }
-
-    /// Gives a job for every piece, up to the proven end of the stored bytes.
-    pub(super) async fn read(mut self, threads: usize) -> Result<(), AdapterError> {
+impl Decoder<'_, '_> {
+    async fn read(&mut self, encodings: &[&str], threads: usize) -> Result<(), AdapterError> {
         let expected = self.expected;
-        match expected.encodings.as_slice() {
+        match encodings {
             [] => {
                 while let Some(chunk) = self.chunk().await? {
                     self.ready(At { stored: 0, plain: 0 }, chunk).await?;
                 }
+                Ok(())
             }
-            [one] if one == ZSTD => self.frames(threads).await?,
-            [one] if one == GZIP => self.gzip().await?,
-            other => {
-                let what =
-                    format!("cannot decode `{}`: encoded as `{}`", expected.name(), other.join("`, `"));
-                return Err(AdapterError::unsupported(what));
+            [ZSTD] => self.frames(threads).await,
+            [GZIP] => self.gzip().await,
+            _ => {
+                let other = expected.encodings.join("`, `");
+                let what = format!("cannot decode `{}`: encoded as `{other}`", expected.name());
+                Err(AdapterError::unsupported(what))
             }
         }
-        self.hash.finish().await
     }
 
     async fn gzip(&mut self) -> Result<(), AdapterError> {
         let expected = self.expected;
         let mut gunzip = Gunzip::default();
         loop {
-            let at = At { stored: self.seen, plain: self.plain };
+            let at = At { stored: self.taken, plain: self.plain };
             let Some(chunk) = self.chunk().await? else {
                 let last = gunzip.finish().map_err(|what| at.corrupt(expected, &what))?;
                 return self.ready(at, last).await;
@@ -176,24 +239,22 @@ impl<'a> StoredSide<'a> {
         }
     }
 
-    /// The next stored bytes; counted, and shown to the hash.
     async fn chunk(&mut self) -> Result<Option<Bytes>, AdapterError> {
-        let chunk = loop {
-            match self.stored.next().await {
-                None => return Ok(None),
-                Some(Ok(chunk)) if chunk.is_empty() => {}
-                Some(Ok(chunk)) => break chunk,
-                Some(Err(e)) => return Err(unreadable(self.expected.locate(self.seen).0, e)),
-            }
+        let chunk = match &mut self.chunks {
+            Chunks::Raw(raw) => raw.chunk().await?,
+            Chunks::Opened(output, task) => match output.recv().await {
+                Some(chunk) => Some(chunk),
+                None => {
+                    if let Some(task) = task.take() {
+                        let ended = task.await.map_err(|e| panicked("the decryption", e))?;
+                        ended.map_err(|e| sealed_wrong(self.expected.name(), e))?;
+                    }
+                    None
+                }
+            },
         };
-        self.seen += chunk.len() as u64;
-        if self.seen > self.total {
-            let (name, total) = (self.expected.name(), self.total);
-            let what = format!("`{name}` is damaged: it is longer than the recorded {total} bytes");
-            return Err(AdapterError::corrupt(what));
-        }
-        self.hash.send(chunk.clone()).await?;
-        Ok(Some(chunk))
+        self.taken += chunk.as_ref().map_or(0, |c| c.len() as u64);
+        Ok(chunk)
     }
 
     async fn ready(&mut self, at: At, bytes: Bytes) -> Result<(), AdapterError> {
@@ -221,11 +282,24 @@ impl<'a> StoredSide<'a> {
     }
 
     fn cut(&self, at: At) -> AdapterError {
-        let Self { seen, total, expected, .. } = self;
-        if seen < total {
-            at.corrupt(expected, &format!("the frame is cut: {seen} of {total} stored bytes are there"))
+        let (taken, total) = (self.taken, self.expected.stored_bytes());
+        if matches!(self.chunks, Chunks::Raw(_)) && taken < total {
+            at.corrupt(self.expected, &format!("the frame is cut: {taken} of {total} stored bytes are there"))
         } else {
-            at.corrupt(expected, "the frame is not complete")
+            at.corrupt(self.expected, "the frame is not complete")
+        }
+    }
+}
+
+/// Why a stored file does not decrypt.
+fn sealed_wrong(file: &str, e: OpenError) -> AdapterError {
+    match e {
+        OpenError::NoKey => {
+            AdapterError::new(AdapterErrorKind::PermissionDenied, format!("no key at hand decrypts `{file}`"))
+        }
+        OpenError::Damaged(what) => AdapterError::corrupt(format!("`{file}` is damaged: {what}")),
+        OpenError::Other(what) => {
+            AdapterError::new(AdapterErrorKind::Other, format!("cannot decrypt `{file}`: {what}"))
         }
     }
 }

@@ -7,8 +7,8 @@ use tokio::task::JoinSet;
 
 use super::check::Expected;
 use super::observer::{Observer, PlainObserver, panicked};
-use super::stored_side::{Job, StoredSide};
-use super::{LOOKAHEAD, PipelineSettings};
+use super::stored_side::{self, Job};
+use super::{AGE, LOOKAHEAD, PipelineSettings};
 use crate::error::{AdapterError, AdapterErrorKind, StoreError};
 use crate::source::ByteStream;
 
@@ -95,7 +95,7 @@ async fn transfer(
 ) -> Result<(), AdapterError> {
     let (jobs, in_order) = mpsc::channel(settings.threads() + LOOKAHEAD);
     let read_side = async {
-        let result = StoredSide::new(stored, expected, jobs.clone()).read(settings.threads()).await;
+        let result = stored_side::read(stored, expected, &jobs, settings).await;
         // In line behind the frames before it, one of which may be the true culprit.
         drop(jobs.send(Job::End(result)).await);
         Ok(())
@@ -139,9 +139,13 @@ async fn write_side(
         )));
     }
     if blake3 != expected.plain_blake3 {
+        // Whoever may read what was found need not be one of those for whom it was encrypted.
+        let what = match expected.encodings.iter().any(|e| e == AGE) {
+            true => "not the recorded one".to_owned(),
+            false => format!("{blake3}, not {}", expected.plain_blake3),
+        };
         return Err(AdapterError::corrupt(format!(
-            "`{name}` is damaged: the BLAKE3 of its plain bytes is {blake3}, not {}",
-            expected.plain_blake3
+            "`{name}` is damaged: the BLAKE3 of its plain bytes is {what}"
         )));
     }
     Ok(())

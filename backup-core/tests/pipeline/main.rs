@@ -7,4 +7,5 @@ mod foreign;
 mod gzip;
 mod limits;
 mod round_trip;
+mod sealed;
 mod support;
