@@ -83,6 +83,10 @@ pub(crate) struct Global {
     #[arg(short, long, global = true)]
     pub(crate) yes: bool,
 
+    /// Open encrypted backups with the key in this file, besides those of the configuration
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) identity: Vec<PathBuf>,
+
     /// Wait this long (5min) for another process at work on the same service
     #[arg(long, global = true, value_name = "TIME", default_value = "5min", value_parser = parse_wait)]
     #[arg(hide_default_value = true)]
@@ -107,6 +111,7 @@ pub(crate) enum Verb {
     Bootstrap(commands::bootstrap::Args),
     Recover(commands::recover::Args),
     Drill(commands::drill::Args),
+    Keys(commands::keys::Args),
     Undo(commands::undo::Args),
     Resume(commands::resume::Args),
     Prune(commands::prune::Args),

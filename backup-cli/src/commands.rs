@@ -11,6 +11,7 @@ pub(crate) mod cleanup;
 pub(crate) mod completions;
 pub(crate) mod drill;
 pub(crate) mod init;
+pub(crate) mod keys;
 pub(crate) mod list;
 pub(crate) mod logs;
 pub(crate) mod marks;
@@ -40,6 +41,7 @@ impl Verb {
             Self::Bootstrap(args) => args.run(cx).await,
             Self::Recover(args) => args.run(cx).await,
             Self::Drill(args) => args.run(cx).await,
+            Self::Keys(args) => args.run(cx).await,
             Self::Undo(args) => args.run(cx).await,
             Self::Resume(args) => args.run(cx).await,
             Self::Prune(args) => args.run(cx).await,

@@ -10,7 +10,7 @@ use backup_core::engine::Engine;
 use backup_core::plan::BackupPlan;
 use backup_core::runtime::{NoWatchdog, Watchdog};
 use backup_core::state::StateDir;
-use backup_core::{Clock, EventSink, Interval, LocalStore, MemoryStore, ServiceName, Store};
+use backup_core::{Clock, EventSink, Interval, LocalStore, MemoryStore, SecretRef, ServiceName, Store};
 use serde_json::{Map, Value};
 
 use crate::args::Global;
@@ -186,7 +186,9 @@ impl Context {
             None => None,
         };
         let written = Written { config: config.clone(), base: base.to_owned() };
-        let plan = config.resolve(&self.cli.adapters, base)?;
+        let mut plan = config.resolve(&self.cli.adapters, base)?;
+        let given = self.global.identity.iter().map(|file| SecretRef::File(self.dir.join(file)));
+        plan.keys.identities.extend(given);
         let state_dir = match &plan.state_dir {
             Some(dir) => dir.clone(),
             None => environment::default_state_dir()?,

@@ -92,6 +92,9 @@ impl From<BackupError> for CliError {
 
 fn hint(e: &BackupError) -> Option<&'static str> {
     match e {
+        BackupError::NoKey { .. } => {
+            Some("give the secret key with `--identity FILE`, or put it where `[encryption] identity` says")
+        }
         BackupError::Busy { .. } => Some("it waits longer with `--wait 1h`"),
         BackupError::Store { source: StoreError::PermissionDenied { .. }, .. } => {
             Some("run it as the user who owns the store")

@@ -367,6 +367,7 @@ impl HandContext<'_> {
     pub fn decode(&self, artifact: &ArtifactMeta) -> String {
         let files: Vec<String> = artifact.files.iter().map(|f| shell_quote(&f.path)).collect();
         let mut stages = artifact.encodings.iter().rev().map(|e| match e.as_str() {
+            "age" if self.by_passphrase() => "age -d",
             "age" => "age -d -i \"$IDENTITY\"",
             crate::pipeline::GZIP => "gzip -dc",
             _ => "zstd -dcq",
@@ -382,6 +383,12 @@ impl HandContext<'_> {
             command.push_str(stage);
         }
         command
+    }
+
+    /// Whether whoever knows a passphrase opens it: `age` asks for that by itself.
+    fn by_passphrase(&self) -> bool {
+        let recipients = self.metadata.encryption.as_ref().map(|e| e.recipients.as_slice());
+        recipients == Some(&[crate::encryption::PASSPHRASE.to_owned()])
     }
 }
 

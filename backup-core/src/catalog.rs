@@ -51,6 +51,8 @@ pub(crate) const TOMBSTONE: &str = "tombstone.json";
 pub const SHA256SUMS: &str = "SHA256SUMS";
 /// The file with the instructions for a restore by hand.
 pub const RESTORE_MD: &str = "RESTORE.md";
+/// Name of the file with what would tell of an encrypted backup's contents.
+pub const PRIVATE: &str = "private.json.age";
 
 /// Control files are small; a larger one is not ours.
 const CONTROL_BYTES: u64 = 16 << 20;

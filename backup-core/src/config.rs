@@ -31,6 +31,7 @@ use crate::id::{Interval, ServiceName};
 use crate::plan::BackupPlan;
 use crate::registry::{AdapterRegistry, without_password};
 use crate::retention::Policy;
+use crate::secret::SecretRef;
 
 pub(crate) mod explain;
 mod raw;
@@ -65,6 +66,8 @@ pub struct Config {
     pub guard: Guard,
     /// The Compose project that the services run in.
     pub compose: Option<ComposeConfig>,
+    /// For whom backups are encrypted, and what opens them.
+    pub encryption: EncryptionConfig,
     /// Whether each run keeps the configuration, too: a program that reads one from a file sees to that.
     pub backup_configuration: bool,
 }
@@ -91,6 +94,32 @@ impl ComposeConfig {
             ..self
         }
     }
+}
+
+/// `[encryption]`: with recipients or a passphrase, every service is encrypted that does not say otherwise.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct EncryptionConfig {
+    /// Public keys of age (`age1…`) or SSH (`ssh-ed25519 …`): for whom to encrypt.
+    pub recipients: Vec<String>,
+    /// Instead of recipients: whoever knows this.
+    pub passphrase: Option<SecretRef>,
+    /// Secret keys that open backups. A host that only makes backups needs none.
+    pub identities: Vec<SecretRef>,
+}
+
+/// `encrypt` of a service.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Encrypt {
+    /// As `[encryption]` says.
+    #[default]
+    Default,
+    /// For those of `[encryption]`, who must be named there.
+    Yes,
+    /// In clear.
+    No,
+    /// For these.
+    For(Vec<String>),
 }
 
 /// `[store]`.
@@ -155,6 +184,8 @@ pub struct ServiceConfig {
     /// Questions in the service's own language that restored data must answer; see
     /// [`ServiceAdapter::ask`](crate::ServiceAdapter::ask).
     pub smoke: Vec<String>,
+    /// For whom it is encrypted.
+    pub encrypt: Encrypt,
     /// For people and filters.
     pub labels: BTreeMap<String, String>,
     /// The adapter's own keys.
@@ -174,6 +205,7 @@ impl ServiceConfig {
             rto: None,
             recovers: true,
             smoke: Vec::new(),
+            encrypt: Encrypt::Default,
             labels: BTreeMap::new(),
             settings,
         }
@@ -223,6 +255,7 @@ impl Config {
             compression_level: DEFAULT_COMPRESSION_LEVEL,
             guard: Guard::default(),
             compose: None,
+            encryption: EncryptionConfig::default(),
             backup_configuration: true,
         }
     }

@@ -171,6 +171,16 @@ impl fmt::Debug for Identities {
     }
 }
 
+/// Whether `identities` open what begins with `start`: its header and, as far as that is there, its first 64 KiB.
+///
+/// # Errors
+/// [`OpenError`].
+pub fn opens(identities: &Identities, start: &[u8]) -> Result<(), OpenError> {
+    let mut first = [0];
+    let read = identities.open(start)?.read(&mut first);
+    read.map(drop).map_err(|_| OpenError::Damaged("its beginning is not authentic".to_owned()))
+}
+
 /// Why something cannot be decrypted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]

@@ -20,6 +20,7 @@ use tokio_util::task::TaskTracker;
 use crate::catalog::Catalog;
 use crate::clock::{Clock, SystemClock};
 use crate::context::OpContext;
+use crate::encryption::Identities;
 use crate::error::BackupError;
 use crate::event::{Event, EventSink, NoEvents, Outcome};
 use crate::id::{RunId, ServiceName, Timestamp};
@@ -35,11 +36,13 @@ mod cleanup;
 mod drill;
 mod guard;
 mod hand;
+mod keys;
 mod legacy;
 mod marks;
 mod order;
 mod preview;
 mod prune;
+mod publish;
 mod recover;
 mod report;
 mod restore;
@@ -93,6 +96,8 @@ struct Inner {
     stack_turn: tokio::sync::Mutex<()>,
     /// Backups of the old scripts as they were read for plans: they may be large, and a plan is made more than once.
     read_legacy: std::sync::Mutex<legacy::AlreadyRead>,
+    /// The keys that were read last.
+    keys_at_hand: std::sync::Mutex<Option<Identities>>,
     host: String,
     tool: String,
     patience: Duration,
@@ -186,6 +191,7 @@ impl Engine {
             stack: None,
             stack_turn: tokio::sync::Mutex::new(()),
             read_legacy: std::sync::Mutex::default(),
+            keys_at_hand: std::sync::Mutex::default(),
             host,
             tool: concat!("backup-core ", env!("CARGO_PKG_VERSION")).to_owned(),
             patience: LOCK_PATIENCE,

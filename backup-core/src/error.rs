@@ -344,6 +344,22 @@ pub enum BackupError {
         /// What does not match, and where.
         what: String,
     },
+    /// It is encrypted, and none of the keys at hand opens it.
+    #[error(
+        "{id} is encrypted for {}: {}",
+        .recipients.join(", "),
+        no_key(.missing, *.tried)
+    )]
+    NoKey {
+        /// The backup.
+        id: BackupId,
+        /// The public keys that it was made for, or `passphrase`.
+        recipients: Vec<String>,
+        /// Why configured keys are not there, one line each.
+        missing: Vec<String>,
+        /// How many keys were tried.
+        tried: usize,
+    },
     /// A deadline passed.
     #[error("service `{service}` was not done within {}", humantime::format_duration(*.timeout))]
     Timeout {
@@ -378,6 +394,16 @@ pub enum BackupError {
     /// The configuration cannot be used.
     #[error(transparent)]
     Config(#[from] ConfigError),
+}
+
+fn no_key(missing: &[String], tried: usize) -> String {
+    match (missing, tried) {
+        ([], 0) => "no key is configured that would open it".to_owned(),
+        ([], 1) => "the key at hand does not open it".to_owned(),
+        ([], n) => format!("none of the {n} keys at hand opens it"),
+        (missing, 0) => missing.join("; "),
+        (missing, n) => format!("none of the {n} keys at hand opens it; {}", missing.join("; ")),
+    }
 }
 
 /// A name that breaks its rule was given: as a wrong configuration.

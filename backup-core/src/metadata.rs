@@ -14,7 +14,7 @@ use crate::id::{ArtifactName, BackupId, Interval, RunId, ServiceName, Timestamp}
 pub const FORMAT_VERSION: u32 = 1;
 
 /// The entries of `features` that this library understands. A backup with another one is listed and left alone.
-pub const KNOWN_FEATURES: &[&str] = &[];
+pub const KNOWN_FEATURES: &[&str] = &[crate::encryption::AGE];
 
 /// `metadata.json`: the commit of a backup. Written last, create-only, never changed.
 ///
@@ -70,6 +70,9 @@ pub struct Metadata {
     /// Counts of what the artifacts hold.
     #[serde(default)]
     pub evidence: Evidence,
+    /// For whom it is encrypted; then what would tell of the contents is in [`Private`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encryption: Option<Encryption>,
     /// Why `status` is `suspect`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub suspect_because: Vec<String>,
@@ -91,9 +94,42 @@ impl Metadata {
         self.artifacts.iter().find(|a| a.name == *name)
     }
 
-    /// Every data file in the backup's directory.
+    /// Every data file in the backup's directory, `private.json.age` included.
     pub fn stored_files(&self) -> impl Iterator<Item = &StoredFile> {
-        self.artifacts.iter().flat_map(|a| &a.files)
+        let private = self.encryption.iter().map(|e| &e.private);
+        self.artifacts.iter().flat_map(|a| &a.files).chain(private)
+    }
+
+    /// Takes out what must not be readable by everybody.
+    pub(crate) fn split_private(&mut self) -> Private {
+        let backup = self.id().to_string();
+        let hashes = self.artifacts.iter_mut().filter(|a| a.external.is_none());
+        let generic = "its counts or sizes collapsed; with the key, `backup show` tells which";
+        let suspect = !self.suspect_because.is_empty();
+        Private {
+            backup,
+            plain_blake3: hashes.map(|a| (a.name.clone(), std::mem::take(&mut a.plain_blake3))).collect(),
+            evidence: std::mem::take(&mut self.evidence),
+            fingerprint: self.capture.fingerprint.take(),
+            suspect_because: std::mem::replace(
+                &mut self.suspect_because,
+                suspect.then(|| generic.to_owned()).into_iter().collect(),
+            ),
+        }
+    }
+
+    /// Puts it back; `None` if it is that of another backup.
+    pub(crate) fn with_private(mut self, private: Private) -> Option<Self> {
+        if private.backup != self.id().to_string() {
+            return None;
+        }
+        for (name, hash) in private.plain_blake3 {
+            self.artifacts.iter_mut().find(|a| a.name == name)?.plain_blake3 = hash;
+        }
+        self.evidence = private.evidence;
+        self.capture.fingerprint = private.fingerprint;
+        self.suspect_because = private.suspect_because;
+        Some(self)
     }
 
     /// Sum of the artifacts before compression, in bytes.
@@ -110,6 +146,34 @@ impl Metadata {
         let unknown = self.features.iter().filter(|f| !KNOWN_FEATURES.contains(&f.as_str()));
         newer.into_iter().chain(unknown.map(|f| format!("feature `{f}`"))).collect()
     }
+}
+
+/// For whom a backup is encrypted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Encryption {
+    /// The public keys, or `passphrase`.
+    pub recipients: Vec<String>,
+    /// `private.json.age`: a [`Private`], for these recipients and the host that made it.
+    pub private: StoredFile,
+}
+
+/// `private.json.age`: what of an encrypted backup's metadata would tell of its contents: plain hashes prove a guess, counts
+/// and fingerprints tell when something changed.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Private {
+    /// The backup that it belongs to.
+    pub backup: String,
+    /// BLAKE3 of the plain bytes of each artifact.
+    pub plain_blake3: BTreeMap<ArtifactName, String>,
+    /// Counts of what the artifacts hold.
+    #[serde(default)]
+    pub evidence: Evidence,
+    /// Equal fingerprints mean equal content.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fingerprint: Option<String>,
+    /// Why it is suspect, in numbers.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub suspect_because: Vec<String>,
 }
 
 /// What was known of a backup when it was committed.

@@ -8,11 +8,14 @@ use std::time::Duration;
 use crate::adapter::ServiceAdapter;
 use crate::config::explain::{hint, quoted_key};
 use crate::config::{ComposeConfig, Config, Guard, IntervalConfig, Limits, ServiceConfig, StoreConfig};
+use crate::encryption::Recipients;
 use crate::error::ConfigError;
 use crate::id::{Interval, ServiceName};
 use crate::registry::{AdapterRegistry, BuildContext};
 use crate::retention::Policy;
+use crate::secret::SecretRef;
 
+mod encryption;
 mod order;
 
 /// The interval of runs that name none. It always exists.
@@ -41,6 +44,27 @@ pub struct BackupPlan {
     pub guard: Guard,
     /// What `recover` makes containers from; paths are absolute.
     pub compose: Option<ComposeConfig>,
+    /// What opens encrypted backups; paths are absolute.
+    pub keys: PlannedKeys,
+}
+
+/// Where the keys are that open encrypted backups.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PlannedKeys {
+    /// Secret keys.
+    pub identities: Vec<SecretRef>,
+    /// The passphrase.
+    pub passphrase: Option<SecretRef>,
+}
+
+/// For whom a service is encrypted.
+#[derive(Debug, Clone)]
+pub enum EncryptFor {
+    /// Whoever has one of these keys.
+    Recipients(Recipients),
+    /// Whoever knows this.
+    Passphrase(SecretRef),
 }
 
 /// A service and its adapter.
@@ -63,6 +87,8 @@ pub struct PlannedService {
     pub rto: Option<Duration>,
     /// What restored data must answer; only where the adapter can be asked.
     pub smoke: Vec<String>,
+    /// For whom it is encrypted; `None`: in clear.
+    pub encrypt: Option<EncryptFor>,
     /// Whether it takes part in runs.
     pub enabled: bool,
     /// Whether `recover` and `drill` take it when no service is named.
@@ -95,9 +121,11 @@ impl BackupPlan {
         registry: &AdapterRegistry,
         base_dir: &Path,
     ) -> Result<Self, ConfigError> {
+        let encryption = encryption::resolve(config.encryption, base_dir)?;
         let mut services = BTreeMap::new();
         for (name, service) in config.services {
-            let planned = plan_service(name.clone(), service, registry, base_dir)?;
+            let encrypt = encryption::of(&name, &service.encrypt, &encryption)?;
+            let planned = plan_service(name.clone(), service, encrypt, registry, base_dir)?;
             services.insert(name, planned);
         }
         order::check(&services)?;
@@ -117,6 +145,7 @@ impl BackupPlan {
             compression_level: config.compression_level,
             guard: config.guard,
             compose: config.compose.map(|c| c.relative_to(base_dir)),
+            keys: encryption.keys,
         })
     }
 
@@ -155,6 +184,7 @@ impl BackupPlan {
 fn plan_service(
     name: ServiceName,
     config: ServiceConfig,
+    encrypt: Option<EncryptFor>,
     registry: &AdapterRegistry,
     base_dir: &Path,
 ) -> Result<PlannedService, ConfigError> {
@@ -176,6 +206,7 @@ fn plan_service(
         max_age: config.max_age,
         rto: config.rto,
         smoke: config.smoke,
+        encrypt,
         enabled: config.enabled,
         recovers: config.recovers,
         labels: config.labels,

@@ -112,6 +112,7 @@ impl World {
                 .unwrap(),
             ],
             evidence: Evidence::default(),
+            encryption: None,
             suspect_because: Vec::new(),
             unknown: std::collections::BTreeMap::new(),
         }

@@ -80,7 +80,7 @@ fn unknown_keys_name_the_closest_one() {
     refused(
         &with_store("[sevices.redis]\nkind = 'redis'"),
         "backup.toml: unknown key `sevices`",
-        "did you mean `services`? the keys are store, state_dir, host, intervals, services, limits, compression, guard, compose, backup_configuration",
+        "did you mean `services`? the keys are store, state_dir, host, intervals, services, limits, compression, guard, compose, encryption, backup_configuration",
     );
     refused(
         &with_service("[intervals.15min]\nservices = ['data']\nkeeep = 3"),
@@ -290,7 +290,7 @@ fn what_cannot_be_honoured_is_refused_rather_than_ignored() {
     for (text, message) in [
         (
             "encrypt = { to = ['age1x'] }",
-            "services.data.encrypt: encryption is not available in this version",
+            "services.data.encrypt: true, false, a public key, or a list of them",
         ),
         ("hooks = { before = ['x'] }", "services.data.hooks: running hooks is not available in this version"),
         (

@@ -20,6 +20,8 @@ use bytes::Bytes;
 mod backups;
 #[path = "engine/drills.rs"]
 mod drills;
+#[path = "engine/encryption.rs"]
+mod encryption;
 #[path = "engine/faults.rs"]
 mod faults;
 #[path = "engine/interruptions.rs"]

@@ -154,6 +154,7 @@ pub(crate) fn metadata(
         capture: Capture::default(),
         artifacts: vec![artifact],
         evidence: report.evidence.clone(),
+        encryption: None,
         suspect_because: vec![],
         unknown: BTreeMap::new(),
     }

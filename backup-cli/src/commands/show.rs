@@ -83,7 +83,7 @@ impl Args {
             return Ok(Done::ok());
         }
         let metadata = match found.summary {
-            Some(_) => Some(engine.catalog().metadata(&found.id).await?),
+            Some(_) => Some(engine.metadata(&found.id).await?),
             None => None,
         };
         let facts = facts(engine, found).await;
@@ -243,6 +243,9 @@ fn describe(m: &Metadata, line: &mut impl FnMut(&str, String)) {
         line("lock", format!("writers waited for {}", format::millis(m.capture.lock_ms)));
     }
     line("made by", format!("{} on {}, run {}", m.tool, m.host, m.run_id));
+    if let Some(encryption) = &m.encryption {
+        line("encrypted for", encryption.recipients.join(", "));
+    }
     let counts: Vec<String> = m.evidence.counts.iter().map(|(name, n)| format!("{name} {n}")).collect();
     if !counts.is_empty() {
         line("holds", counts.join(", "));

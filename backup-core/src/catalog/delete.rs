@@ -200,6 +200,7 @@ pub(super) fn aborted_mark(
         capture: crate::metadata::Capture::default(),
         artifacts: Vec::new(),
         evidence: crate::metadata::Evidence::default(),
+        encryption: None,
         suspect_because: Vec::new(),
         unknown: std::collections::BTreeMap::new(),
     }

@@ -10,12 +10,13 @@ use serde::de::IgnoredAny;
 use super::explain::{quoted_key, read_table};
 use super::values::{Keep, Size, Span};
 use super::{
-    ComposeConfig, Config, DEFAULT_COMPRESSION_LEVEL, Guard, IntervalConfig, Limits, SERVICE_KEYS,
-    ServiceConfig, StoreConfig,
+    ComposeConfig, Config, DEFAULT_COMPRESSION_LEVEL, Encrypt, EncryptionConfig, Guard, IntervalConfig,
+    Limits, SERVICE_KEYS, ServiceConfig, StoreConfig,
 };
 use crate::error::ConfigError;
 use crate::id::{Interval, ServiceName};
 use crate::retention::{DeleteOlderThan, KeepLast, MaxTotalBytes, Policy};
+use crate::secret::SecretRef;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -34,7 +35,49 @@ struct RawConfig {
     #[serde(default)]
     guard: RawGuard,
     compose: Option<RawCompose>,
+    encryption: Option<RawEncryption>,
     backup_configuration: Option<bool>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawEncryption {
+    recipients: Option<Texts>,
+    passphrase: Option<SecretRef>,
+    identity: Option<Secrets>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "a public key, or a list of them")]
+enum Texts {
+    One(String),
+    Many(Vec<String>),
+}
+
+impl From<Texts> for Vec<String> {
+    fn from(texts: Texts) -> Self {
+        match texts {
+            Texts::One(text) => vec![text],
+            Texts::Many(texts) => texts,
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(
+    untagged,
+    expecting = "{ file = … }, { env = … }, { command = [ … ] }, { dotenv = …, key = … }, or a list of such"
+)]
+enum Secrets {
+    One(SecretRef),
+    Many(Vec<SecretRef>),
+}
+
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "true, false, a public key, or a list of them")]
+enum RawEncrypt {
+    Whether(bool),
+    For(Texts),
 }
 
 #[derive(Deserialize)]
@@ -83,7 +126,7 @@ struct RawService {
     rto: Option<Span>,
     #[serde(default)]
     smoke: Vec<String>,
-    encrypt: Option<IgnoredAny>,
+    encrypt: Option<RawEncrypt>,
     limits: Option<IgnoredAny>,
     hooks: Option<IgnoredAny>,
     #[serde(default)]
@@ -151,6 +194,7 @@ pub(super) fn read(table: toml::Table) -> Result<Config, ConfigError> {
         compression_level: compression_level(&raw.compression)?,
         guard: guard(&raw.guard)?,
         compose: raw.compose.map(compose).transpose()?,
+        encryption: raw.encryption.map(encryption).transpose()?.unwrap_or_default(),
         backup_configuration: raw.backup_configuration.unwrap_or(true),
     })
 }
@@ -163,7 +207,6 @@ fn service(mut table: toml::Table, place: &str) -> Result<ServiceConfig, ConfigE
             .at(place)
             .hint("say which adapter it uses, e.g. `kind = \"files\"`; `backup adapters` lists them")
     })?;
-    refuse(raw.encrypt, "encryption", &format!("{place}.encrypt"))?;
     refuse(raw.hooks, "running hooks", &format!("{place}.hooks"))?;
     refuse(raw.limits, "limiting a single service", &format!("{place}.limits"))?;
     no_duplicates(&raw.after, &format!("{place}.after"))?;
@@ -175,6 +218,12 @@ fn service(mut table: toml::Table, place: &str) -> Result<ServiceConfig, ConfigE
         max_age: duration(raw.max_age),
         rto: duration(raw.rto),
         smoke: raw.smoke,
+        encrypt: match raw.encrypt {
+            None => Encrypt::Default,
+            Some(RawEncrypt::Whether(true)) => Encrypt::Yes,
+            Some(RawEncrypt::Whether(false)) => Encrypt::No,
+            Some(RawEncrypt::For(texts)) => Encrypt::For(texts.into()),
+        },
         labels: raw.labels,
         ..ServiceConfig::new(kind, table)
     })
@@ -255,6 +304,21 @@ fn guard(raw: &RawGuard) -> Result<Guard, ConfigError> {
             .hint("`enabled = false` switches the guard off"));
     }
     Ok(Guard { enabled: raw.enabled.unwrap_or(default.enabled), ratio })
+}
+
+fn encryption(raw: RawEncryption) -> Result<EncryptionConfig, ConfigError> {
+    let recipients: Vec<String> = raw.recipients.map(Into::into).unwrap_or_default();
+    if raw.passphrase.is_some() && !recipients.is_empty() {
+        return Err(ConfigError::new("a passphrase excludes recipients: nobody else could open the files")
+            .at("encryption")
+            .hint("keep one of `recipients` and `passphrase`"));
+    }
+    let identities = match raw.identity {
+        None => Vec::new(),
+        Some(Secrets::One(one)) => vec![one],
+        Some(Secrets::Many(many)) => many,
+    };
+    Ok(EncryptionConfig { recipients, passphrase: raw.passphrase, identities })
 }
 
 fn compose(raw: RawCompose) -> Result<ComposeConfig, ConfigError> {

@@ -38,10 +38,7 @@ pub(super) fn public_key(identity: &Identity) -> Option<String> {
     match identity.0 {}
 }
 
-pub(super) fn seal<'a>(
-    recipients: &Recipients,
-    _: impl Write + Send + 'a,
-) -> io::Result<Box<dyn Seal + 'a>> {
+pub(super) fn seal<'a>(recipients: &Recipients, _: impl Write + Send + 'a) -> io::Result<Box<dyn Seal + 'a>> {
     match recipients.0 {}
 }
 

@@ -1,10 +1,12 @@
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(clippy::unwrap_used, clippy::string_slice, reason = "a test fails by panicking")]
 
 use super::*;
 
 fn key() -> (Identities, String) {
     let (text, public) = generate(chrono::DateTime::from_timestamp(0, 0).unwrap()).unwrap();
-    assert!(text.expose().contains(&format!("# public key: {public}\n")) && !format!("{text:?}").contains("AGE"));
+    assert!(
+        text.expose().contains(&format!("# public key: {public}\n")) && !format!("{text:?}").contains("AGE")
+    );
     let mut identities = Identities::default();
     identities.add(&text, "the file `k`").unwrap();
     assert_eq!(identities.public_keys(), std::slice::from_ref(&public));

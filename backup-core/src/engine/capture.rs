@@ -11,21 +11,18 @@ use tokio::time::Instant;
 
 use super::back_up::UsualSizes;
 use super::resume::Whose;
-use super::{Inner, Run, StepReport, deadline, millis};
+use super::{Inner, Run, StepReport, deadline};
 use crate::adapter::CheckPurpose;
-use crate::catalog::FactKind;
-use crate::catalog::{Draft, Filter, Listing, RESTORE_MD, SHA256SUMS};
+use crate::catalog::Draft;
 use crate::context::OpContext;
-use crate::error::{AdapterError, AdapterErrorKind, BackupError, Stage, StoreError, chain};
-use crate::event::{Event, Outcome};
-use crate::id::{BackupId, Interval, ServiceName};
-use crate::metadata::{
-    ArtifactMeta, Capture, Evidence, FORMAT_VERSION, FactBody, Metadata, Process, Reservation, Status,
-    StoredFile,
-};
+use crate::encryption::Recipients;
+use crate::error::{AdapterError, AdapterErrorKind, BackupError, Stage, chain};
+use crate::event::Event;
+use crate::id::{Interval, ServiceName};
+use crate::metadata::{ArtifactMeta, Evidence, Process, Reservation, StoredFile};
 use crate::pipeline::{self, PipelineSettings, PumpError};
 use crate::plan::PlannedService;
-use crate::source::{Artifact, ArtifactBody, CaptureReport, ReadOutcome, Settlement, SourceParts};
+use crate::source::{Artifact, ArtifactBody, ReadOutcome, Settlement, SourceParts};
 use crate::store::WriteOptions;
 
 /// The budget of a service that has none: long enough for anything, short enough that a stalled run is swept some day.
@@ -38,9 +35,11 @@ pub(super) const RELEASE_GRACE: Duration = Duration::from_secs(300);
 const PROGRESS_EVERY: Duration = Duration::from_millis(100);
 
 /// What reading a source gave.
-struct Read {
-    artifacts: Vec<ArtifactMeta>,
-    evidence: Evidence,
+pub(super) struct Read {
+    pub(super) artifacts: Vec<ArtifactMeta>,
+    pub(super) evidence: Evidence,
+    /// For whom it was encrypted.
+    pub(super) recipients: Option<Recipients>,
 }
 
 impl Inner {
@@ -211,7 +210,8 @@ impl Inner {
         usual: &UsualSizes,
         artifacts: &mut (impl futures::Stream<Item = Result<Artifact, AdapterError>> + Unpin + Send),
     ) -> Result<Read, BackupError> {
-        let mut read = Read { artifacts: Vec::new(), evidence: Evidence::default() };
+        let recipients = self.recipients(service).await?;
+        let mut read = Read { artifacts: Vec::new(), evidence: Evidence::default(), recipients };
         while let Some(artifact) =
             artifacts.try_next().await.map_err(|e| adapter_error(service, Stage::Read, e))?
         {
@@ -222,7 +222,8 @@ impl Inner {
                     artifact.name
                 )));
             }
-            let (meta, evidence) = self.store_artifact(cx, service, draft, usual, artifact).await?;
+            let sealed = read.recipients.clone();
+            let (meta, evidence) = self.store_artifact(cx, service, draft, usual, artifact, sealed).await?;
             read.artifacts.push(meta);
             read.evidence.merge(evidence);
         }
@@ -242,6 +243,7 @@ impl Inner {
         draft: &Draft,
         usual: &UsualSizes,
         artifact: Artifact,
+        recipients: Option<Recipients>,
     ) -> Result<(ArtifactMeta, Evidence), BackupError> {
         let Artifact { name, extension, attributes, size_hint, body } = artifact;
         let mut meta = ArtifactMeta {
@@ -261,10 +263,13 @@ impl Inner {
             ArtifactBody::Stream(body) => body,
         };
         let dot = if extension.is_empty() { "" } else { "." };
-        let path = format!("{name}_{}{dot}{extension}.zst", draft.id().timestamp);
+        let sealed = recipients.as_ref().map_or("", |_| ".age");
+        let path = format!("{name}_{}{dot}{extension}.zst{sealed}", draft.id().timestamp);
         let writer = draft.writer(&path, WriteOptions::data(size_hint)).await?;
         let check = service.adapter.content_check(&CheckPurpose::Capture, &meta);
-        let settings = self.pipeline(cx, &name, size_hint.or_else(|| usual.get(&name).copied()));
+        let settings = self
+            .pipeline(cx, &name, size_hint.or_else(|| usual.get(&name).copied()))
+            .with_recipients(recipients);
         let encoded = pipeline::pump(body, check, writer, &settings).await.map_err(|e| match e {
             PumpError::Source(e) | PumpError::Check(e) => adapter_error(service, Stage::Read, e),
             PumpError::Store(e) => BackupError::store(format!("write {}", draft.id()), e),
@@ -309,153 +314,6 @@ impl Inner {
             .with_level(self.plan.compression_level)
             .with_cancel(cx.cancel.clone())
             .with_progress(progress)
-    }
-
-    /// Commits what was read. `false`: nothing had changed, the newest backup was marked as seen instead.
-    #[expect(clippy::too_many_arguments, reason = "the one place where all that is known of a backup meets")]
-    async fn publish(
-        &self,
-        run: &Run,
-        service: &PlannedService,
-        draft: &mut Draft,
-        read: Read,
-        report: CaptureReport,
-        started: Instant,
-        step: &mut StepReport,
-    ) -> Result<bool, BackupError> {
-        let id = draft.id().clone();
-        step.plain_bytes = read.artifacts.iter().map(|a| a.plain_bytes).sum();
-        step.stored_bytes = read.artifacts.iter().flat_map(|a| &a.files).map(|f| f.stored_bytes).sum();
-        step.notes.extend(report.warnings.iter().cloned());
-        let listing = self.catalog.list(&Filter::service(&id.service)).await?;
-        if report.only_if_changed && report.fingerprint.is_some() {
-            let newest = listing.of(&id.service).find(|e| e.is_good() && e.id.interval == id.interval);
-            if let Some(newest) = newest
-                && let Some(newest) = self.usable(&newest.id).await?
-                && newest.capture.fingerprint == report.fingerprint
-                && self.is_whole(&newest).await?
-            {
-                let now = self.clock.now();
-                let body = self.fact(run, now);
-                self.catalog.add_fact(&newest.id(), FactKind::Seen, &body).await?;
-                step.outcome = Outcome::Unchanged;
-                step.id = Some(newest.id());
-                step.stored_bytes = 0;
-                return Ok(false);
-            }
-        }
-        let recent = self.recent_good(&listing, &id.service).await?;
-        let mut evidence = read.evidence;
-        evidence.merge(report.evidence);
-        let mut metadata = Metadata {
-            service: id.service.clone(),
-            interval: id.interval.clone(),
-            timestamp: id.timestamp,
-            size_bytes: step.stored_bytes,
-            status: Status::Success,
-            host: self.host.clone(),
-            backed_up_at: self.clock.now(),
-            format_version: FORMAT_VERSION,
-            features: Vec::new(),
-            requires: Vec::new(),
-            store_id: self.catalog.store_id().to_owned(),
-            run_id: run.id.clone(),
-            tool: self.tool.clone(),
-            adapter: service.adapter.kind().to_owned(),
-            service_version: report.service_version,
-            image: report.image,
-            consistency: report.consistency,
-            consistent_from: report.consistent_from,
-            consistent_to: report.consistent_to,
-            capture: Capture {
-                mode: report.mode,
-                started_at: Some(draft.reservation().started_at),
-                duration_ms: millis(started),
-                interruption_ms: report.interruption_ms,
-                lock_ms: report.lock_ms,
-                exit_codes: report.exit_codes,
-                warnings: report.warnings,
-                fingerprint: report.fingerprint,
-            },
-            artifacts: read.artifacts,
-            evidence,
-            suspect_because: Vec::new(),
-            unknown: std::collections::BTreeMap::new(),
-        };
-        metadata.suspect_because = super::guard::doubts(&self.plan.guard, &metadata, &recent);
-        if !metadata.suspect_because.is_empty() {
-            metadata.status = Status::Suspect;
-            step.outcome = Outcome::Suspect;
-            step.error = Some(metadata.suspect_because.join("; "));
-        }
-        draft.create(SHA256SUMS, super::hand::sha256sums(&metadata)).await?;
-        draft.create(RESTORE_MD, super::hand::restore_md(&metadata, service.adapter.as_ref())).await?;
-        draft.commit(&metadata).await?;
-        Ok(true)
-    }
-
-    /// The newest good backups of a service, over all its intervals, newest first; back to the newest one that a
-    /// person accepted, because from there on that is what is usual.
-    async fn recent_good(
-        &self,
-        listing: &Listing,
-        service: &ServiceName,
-    ) -> Result<Vec<Metadata>, BackupError> {
-        let mut recent = Vec::new();
-        for entry in listing.of(service).filter(|e| e.is_good()).take(super::guard::RECENT) {
-            recent.extend(self.usable(&entry.id).await?);
-            if entry.facts.iter().any(|f| f.kind == FactKind::Accept) {
-                break;
-            }
-        }
-        Ok(recent)
-    }
-
-    /// The metadata of an older backup; `None` for one that is rotten or gone meanwhile: that must not keep a new one
-    /// from being made.
-    async fn usable(&self, id: &BackupId) -> Result<Option<Metadata>, BackupError> {
-        match self.catalog.metadata(id).await {
-            Ok(metadata) => Ok(Some(metadata)),
-            Err(BackupError::Store { source: StoreError::NotFound { .. }, .. }) => Ok(None),
-            Err(e @ (BackupError::Damaged { .. } | BackupError::Refused(_))) => {
-                self.warn(Some(&id.service), chain(&e));
-                Ok(None)
-            }
-            Err(e) => Err(e),
-        }
-    }
-
-    /// Whether the stored files of a backup are there, in their length: what is to stand for today's content must.
-    async fn is_whole(&self, metadata: &Metadata) -> Result<bool, BackupError> {
-        let id = metadata.id();
-        for stored in metadata.stored_files() {
-            let key = id.file(&stored.path).map_err(|e| BackupError::Refused(format!("{id}: {e}")))?;
-            match self.catalog.store().head(&key).await {
-                Ok(info) if info.bytes == stored.stored_bytes => {}
-                Ok(_) | Err(StoreError::NotFound { .. }) => {
-                    self.warn(
-                        Some(&id.service),
-                        format!("{id} is not whole (`{}`): a new one is made", stored.path),
-                    );
-                    return Ok(false);
-                }
-                Err(e) => return Err(BackupError::store(format!("look at {id}"), e)),
-            }
-        }
-        Ok(true)
-    }
-
-    /// An empty fact of this run.
-    pub(super) fn fact(&self, run: &Run, at: chrono::DateTime<chrono::Utc>) -> FactBody {
-        FactBody {
-            at,
-            run_id: run.id.clone(),
-            host: self.host.clone(),
-            note: None,
-            findings: Vec::new(),
-            duration_ms: 0,
-            bytes: 0,
-        }
     }
 }
 

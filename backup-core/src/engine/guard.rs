@@ -33,7 +33,9 @@ pub(super) fn doubts(guard: &Guard, metadata: &Metadata, recent: &[Metadata]) ->
         }
     };
     judge("plain bytes", metadata.plain_bytes(), recent.iter().map(Metadata::plain_bytes).collect());
-    judge("stored bytes", metadata.size_bytes, recent.iter().map(|m| m.size_bytes).collect());
+    // Of the artifacts alone: what is private is added later, and is of no size that says anything.
+    let stored = |m: &Metadata| m.artifacts.iter().flat_map(|a| &a.files).map(|f| f.stored_bytes).sum();
+    judge("stored bytes", stored(metadata), recent.iter().map(stored).collect());
     let names: BTreeSet<&String> = recent.iter().flat_map(|m| m.evidence.counts.keys()).collect();
     for name in names {
         // A count that is missing now was not taken, or is of something that is gone: that is zero.

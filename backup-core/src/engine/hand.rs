@@ -47,7 +47,19 @@ pub(super) fn restore_md(metadata: &Metadata, adapter: &dyn ServiceAdapter) -> S
     let encodings: Vec<&str> =
         metadata.artifacts.iter().flat_map(|a| &a.encodings).map(String::as_str).collect();
     if encodings.contains(&"age") {
-        line("The files are encrypted: set IDENTITY to the file with the age identity first.");
+        let recipients = metadata.encryption.as_ref().map(|e| e.recipients.as_slice()).unwrap_or_default();
+        if recipients == [crate::encryption::PASSPHRASE] {
+            line(
+                "The files are encrypted: `age` (<https://age-encryption.org>) asks for the passphrase, once for each.",
+            );
+        } else {
+            line(
+                "The files are encrypted with `age` (<https://age-encryption.org>). Set IDENTITY to the file with the secret",
+            );
+            line("key of one of these first, e.g. `IDENTITY=/root/backup.key`:");
+            line("");
+            recipients.iter().for_each(|r| line(&format!("    {r}")));
+        }
     }
     let mut step = 1;
     let mut section = |text: &str, command: &str| {

@@ -158,6 +158,7 @@ impl Inner {
                 external: None,
             }],
             evidence: Evidence::default(),
+            encryption: None,
             suspect_because: Vec::new(),
             unknown: BTreeMap::new(),
         })

@@ -4,6 +4,7 @@ use std::path::{Component, Path, PathBuf};
 
 use tokio_util::sync::CancellationToken;
 
+use super::keys::Need;
 use super::select::Choice;
 use super::{Engine, Inner, Selector, deadline};
 use crate::adapter::{RestorePlan, RestoreTarget};
@@ -105,7 +106,7 @@ impl Inner {
                 let cancel = request.cancel.child_token();
                 self.plan_legacy(service, &entry.id, request.force, cancel).await?
             }
-            _ => self.catalog.metadata(&entry.id).await?,
+            _ => self.opened(self.catalog.metadata(&entry.id).await?, Need::Data).await?,
         };
         if metadata.adapter != service.adapter.kind() {
             return Err(BackupError::Refused(format!(

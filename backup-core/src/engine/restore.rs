@@ -8,6 +8,7 @@ use async_trait::async_trait;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::keys::Need;
 use super::preview::RestorePreview;
 use super::resume::Whose;
 use super::{Engine, Inner, Run, RunReport, StepReport, deadline, millis};
@@ -137,6 +138,7 @@ impl Inner {
             BackupState::Legacy => preview.metadata.clone(),
             _ => {
                 let whole = self.catalog.metadata(&preview.entry.id).await?;
+                let whole = self.opened(whole, Need::Data).await?;
                 super::preview::part(service, whole, &preview.request.only)?
             }
         };

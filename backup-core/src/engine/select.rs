@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
+use super::keys::Need;
 use super::{Engine, Inner, deadline};
 use crate::adapter::RestoreSource;
 use crate::catalog::{Entry, Filter};
@@ -43,7 +44,7 @@ impl Engine {
         let inner = &self.inner;
         let planned = inner.service(service)?;
         let Choice { entry, .. } = inner.choose(service, None, selector).await?;
-        let metadata = inner.catalog.metadata(&entry.id).await?;
+        let metadata = inner.opened(inner.catalog.metadata(&entry.id).await?, Need::Data).await?;
         let run = inner.quiet_run("read", CancellationToken::new())?;
         let cx = inner.context(&run, planned, inner.now(), deadline(planned.timeout))?;
         Ok(inner.restore_source(&cx, Arc::new(metadata)))

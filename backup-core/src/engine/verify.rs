@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::keys::Need;
 use super::smoke::judge_scratch;
 use super::{Engine, Inner, Run, RunReport, StepReport, millis};
 use crate::adapter::{CheckPurpose, RestoreTarget, ScratchHandle};
@@ -237,7 +238,10 @@ impl Inner {
         if entry.state == BackupState::Legacy {
             return self.examine_legacy(run, &cx, service, &entry.id, level, step).await;
         }
-        let metadata = self.catalog.metadata(&entry.id).await?;
+        let mut metadata = self.catalog.metadata(&entry.id).await?;
+        if level >= VerifyLevel::Content {
+            metadata = self.opened(metadata, Need::Data).await?;
+        }
         step.plain_bytes = metadata.plain_bytes();
         step.stored_bytes = metadata.size_bytes;
         if level >= VerifyLevel::Content && metadata.adapter != service.adapter.kind() {
@@ -400,7 +404,7 @@ impl Inner {
         let key = id.file(&stored.path).map_err(|e| damaged(&stored.path, e.to_string()))?;
         let stream =
             self.catalog.store().read(&key).await.map_err(|e| lost_or_unreachable(id, &stored.path, e))?;
-        let settings = self.pipeline(cx, &artifact.name, Some(artifact.plain_bytes));
+        let settings = self.reading(cx, artifact).await;
         Ok(pipeline::unpump(stream, Expected::of(artifact), settings))
     }
 }

@@ -8,8 +8,8 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::frames::{Compressor, Framer};
 use super::observer::{Observer, PlainObserver, Sha256Observer};
-use super::seek_table::SeekTable;
 use super::sealed::{self, Stage};
+use super::seek_table::SeekTable;
 use super::{AGE, LOOKAHEAD, PipelineSettings, ZSTD};
 use crate::adapter::ContentCheck;
 use crate::error::{AdapterError, AdapterErrorKind, StoreError};
@@ -153,7 +153,8 @@ async fn transfer(
     let (jobs, mut in_order) = mpsc::channel(settings.threads() + LOOKAHEAD);
     let read_side = read_side(body, check, jobs, settings);
     let mut sink = Sink { writer, hash: Observer::spawn("the hash", Sha256Observer::default()), bytes: 0 };
-    let mut frames = Frames { jobs: &mut in_order, settings, table: Some(SeekTable::default()), plain_bytes: 0 };
+    let mut frames =
+        Frames { jobs: &mut in_order, settings, table: Some(SeekTable::default()), plain_bytes: 0 };
     let Some(recipients) = settings.recipients.clone() else {
         let write_side = async {
             while let Some(bytes) = frames.next().await? {

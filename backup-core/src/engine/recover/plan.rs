@@ -253,7 +253,8 @@ impl Inner {
         let of_time: Vec<&Entry> = listing.of(&service.name).filter(in_time).collect();
         let selector = at.map_or(Selector::Newest, Selector::At);
         if let Some(good) = of_time.iter().find(|e| e.is_good()) {
-            let metadata = self.catalog.metadata(&good.id).await?;
+            // Without a key, what is there can only not be compared.
+            let metadata = self.opened_if_possible(self.catalog.metadata(&good.id).await?).await?;
             return Ok((selector, Some(metadata.evidence)));
         }
         let legacy = of_time.iter().find(|e| e.state == BackupState::Legacy);

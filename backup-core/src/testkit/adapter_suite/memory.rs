@@ -187,6 +187,7 @@ pub async fn capture(adapter: &dyn ServiceAdapter, cx: &OpContext) -> Result<Cap
         },
         artifacts: read.artifacts,
         evidence: read.evidence,
+        encryption: None,
         suspect_because: Vec::new(),
         unknown: std::collections::BTreeMap::new(),
     };
