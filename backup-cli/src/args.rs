@@ -83,7 +83,7 @@ pub(crate) struct Global {
     #[arg(short, long, global = true)]
     pub(crate) yes: bool,
 
-    /// Open encrypted backups with the key in this file, besides those of the configuration
+    /// Open encrypted backups with the key in this file, too
     #[arg(long, global = true, value_name = "FILE")]
     pub(crate) identity: Vec<PathBuf>,
 
@@ -111,7 +111,6 @@ pub(crate) enum Verb {
     Bootstrap(commands::bootstrap::Args),
     Recover(commands::recover::Args),
     Drill(commands::drill::Args),
-    Keys(commands::keys::Args),
     Undo(commands::undo::Args),
     Resume(commands::resume::Args),
     Prune(commands::prune::Args),
@@ -119,6 +118,7 @@ pub(crate) enum Verb {
     Hold(commands::marks::Hold),
     Unhold(commands::marks::Unhold),
     Accept(commands::marks::Accept),
+    Keys(commands::keys::Args),
     Logs(commands::logs::Args),
     Adapters(commands::adapters::Args),
     Completions(commands::completions::Args),

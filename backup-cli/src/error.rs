@@ -15,11 +15,13 @@ pub(crate) struct CliError {
     pub(crate) message: String,
     /// What to do, one line each.
     pub(crate) hints: Vec<String>,
+    /// What it is about is encrypted, and the key is not at hand: another backup will not do either.
+    pub(crate) lacks_key: bool,
 }
 
 impl CliError {
     fn new(code: u8, message: impl Into<String>) -> Self {
-        Self { code, message: one_line(&message.into()), hints: Vec::new() }
+        Self { code, message: one_line(&message.into()), hints: Vec::new(), lacks_key: false }
     }
 
     /// It was tried and did not work.
@@ -82,10 +84,14 @@ impl From<BackupError> for CliError {
         match e {
             BackupError::Config(e) => e.into(),
             BackupError::Cancelled => Self::interrupted(),
-            e => match hint(&e) {
-                Some(hint) => Self::failed(chain(&e)).hint(hint),
-                None => Self::failed(chain(&e)),
-            },
+            e => {
+                let lacks_key = matches!(e, BackupError::NoKey { .. });
+                let error = Self { lacks_key, ..Self::failed(chain(&e)) };
+                match hint(&e) {
+                    Some(hint) => error.hint(hint),
+                    None => error,
+                }
+            }
         }
     }
 }

@@ -29,6 +29,7 @@ fn the_short_help_fits_a_screen() {
       hold         Keep a backup, whatever retention says
       unhold       Let retention judge a held backup again
       accept       Take a suspect backup as good
+      keys         Make, check and change the keys of encrypted backups
       logs         List the runs, or show the report of one
       adapters     List what this program can back up, and how far each is proven
       completions  Print the completions of a shell
@@ -39,13 +40,14 @@ fn the_short_help_fits_a_screen() {
       -V, --version  Print version
 
     Everywhere:
-          --config <FILE>  Read this configuration instead of searching one ($BACKUP_CONFIG)
-          --json           Print JSON lines; the last one is {"event":"summary",…}
-      -q, --quiet          Say nothing but warnings and errors beside the result
-      -v, --verbose...     Print the log to standard error; twice: all of it
-          --color <WHEN>   Use colours: auto (which honours NO_COLOR), always or never
-      -y, --yes            Answer every question with yes
-          --wait <TIME>    Wait this long (5min) for another process at work on the same service
+          --config <FILE>    Read this configuration instead of searching one ($BACKUP_CONFIG)
+          --json             Print JSON lines; the last one is {"event":"summary",…}
+      -q, --quiet            Say nothing but warnings and errors beside the result
+      -v, --verbose...       Print the log to standard error; twice: all of it
+          --color <WHEN>     Use colours: auto (which honours NO_COLOR), always or never
+      -y, --yes              Answer every question with yes
+          --identity <FILE>  Open encrypted backups with the key in this file, too
+          --wait <TIME>      Wait this long (5min) for another process at work on the same service
 
     Exit codes:
         0  done
@@ -83,13 +85,14 @@ fn the_help_of_a_verb() {
       -h, --help                 Print help (see more with '--help')
 
     Everywhere:
-          --config <FILE>  Read this configuration instead of searching one ($BACKUP_CONFIG)
-          --json           Print JSON lines; the last one is {"event":"summary",…}
-      -q, --quiet          Say nothing but warnings and errors beside the result
-      -v, --verbose...     Print the log to standard error; twice: all of it
-          --color <WHEN>   Use colours: auto (which honours NO_COLOR), always or never
-      -y, --yes            Answer every question with yes
-          --wait <TIME>    Wait this long (5min) for another process at work on the same service
+          --config <FILE>    Read this configuration instead of searching one ($BACKUP_CONFIG)
+          --json             Print JSON lines; the last one is {"event":"summary",…}
+      -q, --quiet            Say nothing but warnings and errors beside the result
+      -v, --verbose...       Print the log to standard error; twice: all of it
+          --color <WHEN>     Use colours: auto (which honours NO_COLOR), always or never
+      -y, --yes              Answer every question with yes
+          --identity <FILE>  Open encrypted backups with the key in this file, too
+          --wait <TIME>      Wait this long (5min) for another process at work on the same service
 
     Examples:
       backup restore                                  asks: which service, which backup, where to

@@ -14,6 +14,7 @@ mod full_disk;
 mod help;
 mod interrupted;
 mod json;
+mod keys;
 mod killed;
 mod kills;
 mod legacy;

@@ -98,9 +98,13 @@ impl Args {
         let found_by_itself = PLACES.iter().any(|place| cx.dir.join(place) == content.path);
         let config =
             if found_by_itself { String::new() } else { format!(" --config {}", content.path.display()) };
+        let keys: String =
+            cx.global.identity.iter().map(|f| format!(" --identity {}", f.display())).collect();
         cx.ui.note("next:");
-        cx.ui.note(&format!("  backup{config} recover --dry-run    what it will do, and how long it takes"));
-        cx.ui.note(&format!("  backup{config} recover"));
+        cx.ui.note(&format!(
+            "  backup{config} recover{keys} --dry-run    what it will do, and how long it takes"
+        ));
+        cx.ui.note(&format!("  backup{config} recover{keys}"));
         Ok(done)
     }
 
@@ -134,7 +138,7 @@ impl Args {
         for entry in all.iter().filter(wanted) {
             match content::read(cx, store, catalog, entry).await {
                 Ok(found) => return Ok(found),
-                Err(e) if cx.interrupt.happened() => return Err(e),
+                Err(e) if cx.interrupt.happened() || e.lacks_key => return Err(e),
                 Err(e) => {
                     cx.ui.warn(&format!("{} is not taken: {}", entry.id, e.message));
                     last = Some(e);

@@ -1,0 +1,231 @@
+//! Encryption, as whoever has the keys and whoever has not sees it.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::process::Command;
+
+use super::support::{FIRST, Ran, TWO, World, find, tree};
+
+const SECRET: &str = "hunter2-canary";
+
+/// [`TWO`] for a key in `key`, backed up; the configuration does not say where the key is.
+fn encrypted() -> (World, String) {
+    let world = World::new();
+    let public = world.ok(&["keys", "new", "key"]).out.trim().to_owned();
+    configure(&world, &format!("encryption.recipients = ['{public}']\n"));
+    world.write(".env", &format!("PASSWORD={SECRET}\n"));
+    world.fill();
+    world.ok(&["init"]);
+    world.ok(&["run", "hourly"]);
+    (world, public)
+}
+
+fn configure(world: &World, encryption: &str) {
+    world.write("backup.toml", &format!("{encryption}{TWO}"));
+}
+
+fn with_key(public: &str) -> String {
+    format!("encryption = {{ recipients = ['{public}'], identity = {{ file = 'key' }} }}\n")
+}
+
+/// What anybody who reads the store, the state directory or the screen could find.
+fn canary_is_nowhere(world: &World, ran: &[&Ran]) {
+    let secret_key = world.read("key").lines().last().unwrap().to_owned();
+    for dir in ["store", "state"] {
+        for (path, bytes) in tree(&world.path(dir)) {
+            let text = String::from_utf8_lossy(bytes.as_deref().unwrap_or_default()).into_owned();
+            for canary in [SECRET, secret_key.as_str()] {
+                assert!(!text.contains(canary), "{dir}/{path} has {canary}");
+            }
+        }
+    }
+    for ran in ran {
+        for canary in [SECRET, secret_key.as_str()] {
+            assert!(!ran.out.contains(canary) && !ran.err.contains(canary), "{ran:#?}");
+        }
+    }
+}
+
+fn shell(dir: &Path, script: &str) -> std::process::Output {
+    Command::new("bash").args(["-ec", script]).current_dir(dir).output().unwrap()
+}
+
+#[test]
+fn a_key_is_made_for_its_owner_alone_and_never_overwritten() {
+    let world = World::new();
+    let made = world.ok(&["keys", "new", "key"]);
+    let public = made.out.trim();
+    assert!(public.starts_with("age1") && !made.err.contains("AGE-SECRET"), "{made:#?}");
+    assert!(world.read("key").contains(&format!("# public key: {public}\nAGE-SECRET-KEY-1")));
+    assert_eq!(std::fs::metadata(world.path("key")).unwrap().permissions().mode() & 0o777, 0o600);
+    let before = world.read("key");
+    world.run(&["keys", "new", "key"]).fails(1, "`key`").hints("never overwritten");
+    assert_eq!(world.read("key"), before);
+    // What it says to write is a configuration.
+    let says: String = made.err.lines().map(|l| format!("{}\n", l.trim())).collect();
+    let says = says.split_once("[encryption]").unwrap().1;
+    world.write("backup.toml", &format!("{TWO}[encryption]{says}"));
+    world.ok(&["init"]);
+}
+
+#[test]
+fn backups_are_made_without_the_secret_key_and_restored_with_it() {
+    let (world, public) = encrypted();
+    let missing = world.run(&["restore", "env", "--to", "out"]);
+    missing
+        .fails(1, &format!("env/hourly/{FIRST} is encrypted for {public}: no key is configured"))
+        .hints("--identity");
+    assert!(!world.path("out").exists());
+    let stored = world.ok(&["verify", "--level", "stored"]);
+    let content = world.run(&["verify", "env", "--level", "content"]);
+    assert_eq!(content.code, 1, "{content:#?}");
+    assert_eq!(world.good().len(), 3, "a missing key is no damage");
+
+    let other = world.ok(&["keys", "new", "other"]);
+    let wrong = world.run(&["restore", "env", "--to", "out", "--identity", "other"]);
+    wrong.fails(1, "the key at hand does not open it");
+    world.run(&["restore", "env", "--to", "out", "--identity", "none"]).fails(1, "none");
+    let restored = world.ok(&["restore", "env", "--to", "out", "--identity", "key"]);
+    assert_eq!(
+        std::fs::read_to_string(find(&world.path("out"), ".env")).unwrap(),
+        format!("PASSWORD={SECRET}\n")
+    );
+    let proven = world.ok(&["verify", "--level", "restore", "--identity", "key"]);
+
+    let shown = world.ok(&["show", "data"]);
+    assert!(shown.out.contains(&format!("encrypted for {public}")), "{shown:#?}");
+    assert!(
+        shown.out.contains("holds         bytes 11, directories 5, files 2"),
+        "the host knows its own counts: {shown:#?}"
+    );
+    canary_is_nowhere(&world, &[&stored, &content, &other, &wrong, &restored, &proven, &shown]);
+}
+
+/// Unchanged content is seen to be unchanged by a host that cannot read its own backups, and stored anew for new keys.
+#[test]
+fn an_unchanged_service_makes_no_new_backup_until_the_keys_change() {
+    let (world, _) = encrypted();
+    world.ok(&["run", "hourly", "--service", "env"]);
+    assert_eq!(world.good().iter().filter(|id| id.starts_with("env")).count(), 1);
+    let new = world.ok(&["keys", "new", "new"]).out.trim().to_owned();
+    world.ok(&["keys", "rotate", "--to", &new, "--yes"]);
+    assert!(world.read("backup.toml").contains(&new));
+    world.ok(&["run", "hourly", "--service", "env"]);
+    assert_eq!(world.good().iter().filter(|id| id.starts_with("env")).count(), 2);
+    world.ok(&["restore", "env", "--to", "out", "--identity", "new"]);
+}
+
+/// Promise 3: sha256sum, age, zstd and tar are enough.
+#[test]
+fn it_is_restored_by_hand() {
+    let (world, _) = encrypted();
+    let dir = world.path(&format!("store/env/hourly/{FIRST}"));
+    let text = std::fs::read_to_string(dir.join("RESTORE.md")).unwrap();
+    let commands: Vec<&str> = text.split("```sh\n").skip(1).map(|b| b.split("```").next().unwrap()).collect();
+    let script = format!(
+        "sha256sum -c SHA256SUMS\nage -d -i {key} env_{FIRST}.tar.zst.age | zstd -dcq | tar -tf -\n\
+         age -d -i {key} private.json.age",
+        key = world.path("key").display(),
+    );
+    let done = shell(&dir, &script);
+    let out = String::from_utf8(done.stdout).unwrap();
+    assert!(done.status.success() && out.contains(".env") && out.contains("plain_blake3"), "{out}");
+    assert!(
+        text.contains("IDENTITY=") && commands.iter().any(|c| c.contains("age -d -i \"$IDENTITY\"")),
+        "{text}"
+    );
+}
+
+#[test]
+fn keys_check_tells_which_services_today_s_key_opens() {
+    let (world, public) = encrypted();
+    let missing = world.run(&["keys", "check"]);
+    missing.fails(1, "no key is configured");
+    assert_eq!(missing.out.matches("missing").count(), 3, "{missing:#?}");
+    configure(&world, &with_key(&public));
+    let all = world.ok(&["keys", "check"]);
+    assert_eq!(all.out.matches("opens it").count(), 3, "{all:#?}");
+
+    // One for another key, one damaged behind its private part, and one in clear.
+    let other = world.ok(&["keys", "new", "other"]).out.trim().to_owned();
+    world.write("backup.toml", &format!("{}{TWO}encrypt = '{other}'\n", with_key(&public)));
+    world.ok(&["run", "hourly", "--service", "env"]);
+    let some = world.run(&["keys", "check", "--json"]);
+    assert_eq!(some.code, 3, "{some:#?}");
+    let checks = some.lines();
+    let env = checks.iter().find(|l| l["service"] == "env").unwrap();
+    assert_eq!((&env["opens"], &env["recipients"][0]), (&false.into(), &other.into()), "{env}");
+    assert_eq!(some.summary()["opened"], 2);
+    let file = find(&world.path("store"), &format!("data_{FIRST}.tar.zst.age"));
+    let mut bytes = std::fs::read(&file).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&file, bytes).unwrap();
+    let damaged = world.run(&["keys", "check"]);
+    assert!(damaged.err.contains(&format!("`data_{FIRST}.tar.zst.age` is damaged")), "{damaged:#?}");
+
+    world.write("backup.toml", TWO);
+    let before = world.run(&["keys", "check"]);
+    assert!(before.err.contains("is not yet for the keys that the configuration names"), "{before:#?}");
+}
+
+#[test]
+fn a_rotation_keeps_the_old_key_and_leaves_everything_as_it_was_if_it_cannot() {
+    let (world, public) = encrypted();
+    let (config, key) = (world.read("backup.toml"), world.read("key"));
+    // The secret key is not here: only the public one can be changed.
+    world.run(&["keys", "rotate", "--yes"]).fails(1, "no identity file").hints("--to");
+    world.run(&["keys", "rotate", "--to", "age1nonsense", "--yes"]).fails(2, "age1nonsense");
+    world.run(&["keys", "rotate", "--from", "age1nothere", "--to", &public, "--yes"]).fails(2, "age1nothere");
+    assert_eq!((world.read("backup.toml"), world.read("key")), (config, key.clone()));
+
+    configure(&world, &with_key(&public));
+    std::fs::set_permissions(world.path("backup.toml"), std::fs::Permissions::from_mode(0o640)).unwrap();
+    world.run(&["keys", "rotate"]).fails(2, "confirmation");
+    let rotated = world.ok(&["keys", "rotate", "--yes"]);
+    let new = rotated.out.trim();
+    assert_eq!(world.read("backup.toml"), format!("{}{TWO}", with_key(new)));
+    assert!(world.read("key").starts_with(&key) && world.read("key").contains(new));
+    for (file, mode) in [("key", 0o600), ("backup.toml", 0o640)] {
+        assert_eq!(std::fs::metadata(world.path(file)).unwrap().permissions().mode() & 0o777, mode, "{file}");
+    }
+    world.ok(&["run", "hourly"]);
+    world.ok(&["verify", "--all", "--level", "content"]);
+    world.ok(&["keys", "check"]);
+    canary_is_nowhere(&world, &[&rotated]);
+}
+
+/// The store alone, and the key that somebody kept elsewhere.
+#[test]
+fn an_empty_machine_is_brought_back_with_the_key() {
+    let (world, _) = encrypted();
+    let config = world.read("backup.toml");
+    for path in ["data", "state"] {
+        std::fs::remove_dir_all(world.path(path)).unwrap();
+    }
+    for path in [".env", "backup.toml"] {
+        std::fs::remove_file(world.path(path)).unwrap();
+    }
+    world.run(&["bootstrap", "store", "--yes"]).fails(1, "is encrypted for age1").hints("--identity");
+    assert!(!world.path("backup.toml").exists());
+    let done = world.ok(&["bootstrap", "store", "--yes", "--identity", "key"]);
+    assert!(done.err.contains("recover --identity"), "{done:#?}");
+    assert_eq!(world.read("backup.toml"), config);
+    let plan = world.run(&["recover", "--dry-run"]);
+    assert!(plan.out.contains("no key is configured"), "{plan:#?}");
+    world.ok(&["recover", "--yes", "--identity", "key"]);
+    assert_eq!(world.read(".env"), format!("PASSWORD={SECRET}\n"));
+    assert_eq!(world.read("data/sub/b.txt"), "beta\n");
+}
+
+/// Whoever encrypts has no secret key in the watchdog's or anybody's arguments: the file's name is all that is passed.
+#[test]
+fn a_drill_reads_encrypted_backups_with_the_key_and_fails_loudly_without() {
+    let (world, _) = encrypted();
+    let without = world.run(&["drill"]);
+    assert!(
+        without.code == 1 && without.out.contains("FAILED") || without.err.contains("no key"),
+        "{without:#?}"
+    );
+    let with = world.ok(&["drill", "--identity", "key"]);
+    canary_is_nowhere(&world, &[&without, &with]);
+}
