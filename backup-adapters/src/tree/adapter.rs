@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use backup_core::{
@@ -15,6 +16,9 @@ use super::roots::Root;
 use super::rules::Excluded;
 use super::{bare, hand, restore};
 use crate::on_disk::blocking;
+
+/// How long files are counted at most when only whether there are any decides: a cold disk may need minutes for millions.
+const LOOK: Duration = Duration::from_secs(20);
 
 /// What differs.
 #[async_trait]
@@ -130,6 +134,11 @@ impl<K: Kind> ServiceAdapter for Tree<K> {
     }
 
     async fn data(&self, cx: &OpContext) -> Result<Evidence, AdapterError> {
+        let (context, live) = (cx.clone(), self.0.live().clone());
+        let many = blocking(move || live.at_least(&context, Instant::now() + LOOK)).await?;
+        if let Some(files) = many {
+            return Ok(Evidence::default().with_count("files_at_least", files));
+        }
         let mut found = self.probe(cx, &RestoreTarget::Live).await?;
         found.counts.remove(K::FRAME);
         Ok(found)

@@ -4,8 +4,9 @@ use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
-use backup_core::{AdapterError, Evidence};
+use backup_core::{AdapterError, AdapterErrorKind, Evidence};
 use rustix::fs::{AtFlags, FileType, Stat, statat};
 use rustix::io::Errno;
 
@@ -51,12 +52,38 @@ pub(crate) struct Counter {
     /// What rules leave out, up to a limit.
     pub(crate) left_out: Vec<(PathBuf, Why)>,
     linked: HashSet<(u64, u64)>,
+    /// When enough is counted, if there is anything by then.
+    until: Option<Instant>,
 }
 
 impl Counter {
     /// Whether more was left out than is remembered.
     pub(crate) fn too_many(&self) -> bool {
         self.left_out.len() >= REMEMBERED
+    }
+
+    /// How many files there are, if more than can be counted until then: at least so many.
+    ///
+    /// # Errors
+    /// As [`count`](Self::count).
+    pub(crate) fn at_least(
+        roots: &[Root],
+        rules: &RuleSpec,
+        excluded: &Excluded,
+        until: Instant,
+    ) -> Result<Option<u64>, AdapterError> {
+        let mut counter = Self { until: Some(until), ..Self::default() };
+        for root in roots {
+            match walk(root, rules, excluded, &mut counter) {
+                Err(_) if counter.late() => return Ok(Some(counter.counts.files)),
+                walked => walked?,
+            }
+        }
+        Ok(None)
+    }
+
+    fn late(&self) -> bool {
+        self.counts.files > 0 && self.until.is_some_and(|until| Instant::now() >= until)
     }
 
     /// Counts what an archive of `roots` holds.
@@ -89,6 +116,12 @@ impl Visit for Counter {
         if stat.st_nlink == 1 || self.linked.insert((stat.st_dev, stat.st_ino)) {
             self.counts.bytes += stat.st_size.cast_unsigned();
         }
+        if self.late() {
+            return Err(AdapterError::new(
+                AdapterErrorKind::Timeout,
+                "there is more than can be counted in time",
+            ));
+        }
         Ok(())
     }
 
@@ -109,5 +142,27 @@ impl Visit for Counter {
         if self.left_out.len() < REMEMBERED {
             self.left_out.push((path.to_owned(), why));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::tree::roots::RootKind;
+
+    #[test]
+    fn what_cannot_be_counted_in_time_is_there_all_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let roots = [Root { path: dir.path().to_owned(), member: String::new(), kind: RootKind::Dir }];
+        let at_least = |until| Counter::at_least(&roots, &RuleSpec::default(), &Excluded::default(), until);
+        let (over, ahead) = (Instant::now(), Instant::now() + Duration::from_secs(600));
+        assert_eq!(at_least(over).unwrap(), None, "nothing is nothing, however late");
+        for name in ["a", "b", "c"] {
+            std::fs::write(dir.path().join(name), name).unwrap();
+        }
+        assert_eq!(at_least(over).unwrap(), Some(1));
+        assert_eq!(at_least(ahead).unwrap(), None);
     }
 }

@@ -1,6 +1,7 @@
 //! The live tree, as an adapter knows it.
 
 use std::path::PathBuf;
+use std::time::Instant;
 
 use backup_core::{AdapterError, AdapterErrorKind, ArtifactName, OpContext, RestoreTarget};
 
@@ -21,21 +22,15 @@ pub(crate) struct Live {
 impl Live {
     /// What there is to archive now.
     pub(crate) async fn roots(&self, cx: &OpContext) -> Result<(Vec<Root>, Excluded), AdapterError> {
-        let (live, dirs) = (self.clone(), cx.excluded.clone());
-        blocking(move || {
-            let excluded = Excluded::new(&dirs);
-            let roots = expand(&live.base, &live.paths, &live.rules, &excluded)?;
-            Ok((roots, excluded))
-        })
-        .await
+        let (live, cx) = (self.clone(), cx.clone());
+        blocking(move || live.expanded(&cx)).await
     }
 
     /// Counts a restored directory, or the live paths. Blocking.
     pub(crate) fn count(&self, cx: &OpContext, target: &RestoreTarget) -> Result<Counter, AdapterError> {
         let dir = match target {
             RestoreTarget::Live => {
-                let excluded = Excluded::new(&cx.excluded);
-                let roots = expand(&self.base, &self.paths, &self.rules, &excluded)?;
+                let (roots, excluded) = self.expanded(cx)?;
                 return Counter::count(&roots, &self.rules, &excluded);
             }
             RestoreTarget::Dir(dir) => dir,
@@ -49,6 +44,17 @@ impl Live {
         // The directory itself is not a part of the backup.
         counter.counts.directories = counter.counts.directories.saturating_sub(1);
         Ok(counter)
+    }
+
+    fn expanded(&self, cx: &OpContext) -> Result<(Vec<Root>, Excluded), AdapterError> {
+        let excluded = Excluded::new(&cx.excluded);
+        Ok((expand(&self.base, &self.paths, &self.rules, &excluded)?, excluded))
+    }
+
+    /// How many files there are at least, if they are too many to be counted until then.
+    pub(crate) fn at_least(&self, cx: &OpContext, until: Instant) -> Result<Option<u64>, AdapterError> {
+        let (roots, excluded) = self.expanded(cx)?;
+        Counter::at_least(&roots, &self.rules, &excluded, until)
     }
 }
 

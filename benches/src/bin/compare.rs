@@ -42,6 +42,9 @@ struct Args {
     /// Arguments of a verification.
     #[arg(long, default_value = "verify data --level content")]
     verify_args: String,
+    /// Also compare encrypted backups and restores with those in clear.
+    #[arg(long)]
+    encrypted: bool,
     /// Leave the work directory as it is at the end.
     #[arg(long)]
     keep: bool,
@@ -120,16 +123,62 @@ impl Bench {
         theirs(0)?;
         let verifications =
             Comparison::interleave("verify the content", "zstd -t", 1.0, *runs, ours, theirs)?;
-        Ok(vec![backups, restores, verifications])
+        let mut all = vec![backups, restores, verifications];
+        if self.args.encrypted {
+            all.extend(self.encrypted(&many, &one)?);
+        }
+        Ok(all)
+    }
+
+    /// The same for a key against the same in clear.
+    fn encrypted(&self, many: &Path, one: &Path) -> io::Result<[Comparison; 2]> {
+        let (run_args, runs) = (&self.args.run_args, self.args.runs);
+        let key = self.path("key");
+        run(self.backup.as_os_str(), &["keys", "new", &key].map(String::from), &self.work.join("time"))?;
+        let text = fs::read_to_string(&key)?;
+        let public = text.lines().find_map(|l| l.strip_prefix("# public key: ")).unwrap_or_default();
+        let head = format!(
+            "encryption = {{ recipients = [{}], identity = {{ file = {} }} }}\n",
+            quoted(public),
+            quoted(&key)
+        );
+        let sealed = self.store_with("sealed", &head)?;
+        self.ours(&sealed, run_args, "")?;
+        let backups = Comparison::interleave(
+            "back up, encrypted",
+            "the same in clear".to_owned(),
+            1.15,
+            runs,
+            |_| self.ours(&sealed, run_args, ""),
+            |_| self.ours(many, run_args, ""),
+        )?;
+        let restore = |config: &Path, name: String| {
+            let to = self.path(&format!("restored/{name}"));
+            self.ours(config, &self.args.restore_args, &to)
+        };
+        restore(&sealed, "sealed".to_owned())?;
+        let restores = Comparison::interleave(
+            "restore, encrypted",
+            "the same in clear",
+            1.15,
+            runs,
+            |i| restore(&sealed, format!("sealed-{i}")),
+            |i| restore(one, format!("clear-{i}")),
+        )?;
+        Ok([backups, restores])
     }
 
     /// Makes a store and returns its configuration file.
     fn store(&self, name: &str) -> io::Result<PathBuf> {
+        self.store_with(name, "")
+    }
+
+    fn store_with(&self, name: &str, head: &str) -> io::Result<PathBuf> {
         let dir = self.work.join(name);
         fs::create_dir(&dir)?;
         let config = dir.join("backup.toml");
         let text = format!(
-            "state_dir = {state}\n\n[store]\nurl = {url}\n\n[services.data]\nkind = \"files\"\npaths = [{data}]\n\n\
+            "{head}state_dir = {state}\n\n[store]\nurl = {url}\n\n[services.data]\nkind = \"files\"\npaths = [{data}]\n\n\
              [intervals.manual]\nservices = [\"data\"]\nkeep = 100\n",
             state = quoted(&dir.join("state").display().to_string()),
             url = quoted(&format!("file://{}", dir.join("store").display())),
