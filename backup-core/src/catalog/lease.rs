@@ -136,6 +136,33 @@ impl Lease {
         }
     }
 
+    /// Makes it last `ttl` from now, if less than half of that is left: for work whose end nobody knows.
+    ///
+    /// # Errors
+    /// [`BackupError::Refused`] if it expired or somebody took over; [`BackupError::Store`].
+    pub(crate) async fn keep(&mut self, ttl: Duration) -> Result<(), BackupError> {
+        let ttl = TimeDelta::from_std(ttl).unwrap_or(TimeDelta::MAX);
+        let now = self.catalog.clock.now();
+        if self.mine.expires_at - now > ttl / 2 {
+            return Ok(());
+        }
+        self.still_mine().await?;
+        let longer = Epoch { expires_at: now + ttl, ..self.mine.clone() };
+        let (old, next) = (epoch_key(&self.dir, self.epoch), epoch_key(&self.dir, self.epoch + 1));
+        match super::draft::create_or_same(self.catalog.store.as_ref(), &next, json(&longer)?).await {
+            Ok(()) => {}
+            Err(e) if e.is_already_exists() => {
+                return Err(BackupError::Refused("another host took over our lease on the store".into()));
+            }
+            Err(e) => return Err(BackupError::store("renew a lease", e)),
+        }
+        (self.mine, self.epoch) = (longer, self.epoch + 1);
+        if let Err(error) = self.catalog.store.delete(&old).await {
+            tracing::debug!(%error, "An old lease epoch could not be removed.");
+        }
+        Ok(())
+    }
+
     /// Gives the lease back. The epoch key stays, expired, so that epochs never repeat.
     ///
     /// # Errors
