@@ -170,6 +170,10 @@ impl Inner {
                 step.notes.push(format!("removed what an interrupted copy of {} had left", entry.id));
             }
         }
+        // What is part of no backup, as after a death amid a reservation.
+        if let Err(e) = to.catalog().sweep_abandoned(std::slice::from_ref(name)).await {
+            self.warn(Some(name), chain(&e));
+        }
         let bytes = chosen.missing.iter().map(Entry::size_bytes).fold(0, u64::saturating_add);
         let ids = chosen.missing.iter().map(|e| e.id.clone()).collect();
         let within = allowance(bytes, self.plan.limits.bandwidth);
