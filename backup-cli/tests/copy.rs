@@ -75,7 +75,8 @@ fn a_run_fills_all_tiers_and_each_keeps_its_own() {
     assert_eq!(good(&world, "second").len(), 2);
     assert_eq!(good(&world, "cloud").len(), 1);
     // Each tells by itself what happened to it.
-    assert_eq!(world.ok(&["logs", "--store", "cloud", "--json"]).summary()["exit_code"], 0);
+    let told = world.ok(&["logs", "last", "--store", "cloud"]);
+    assert!(told.out.contains("copy to cloud") && told.out.contains("copy to second"), "{told:#?}");
     // No store is ever part of a backup, wherever it lies.
     let names: Vec<String> = tree(&world.path("fast")).into_iter().map(|(name, _)| name).collect();
     assert!(names.iter().all(|n| !n.contains("disk2")), "{names:?}");
@@ -221,4 +222,28 @@ fn names_that_make_no_sense_are_refused_with_what_exists() {
     world.run(&["list"]).fails(2, "copies: unknown store `secnd`").hints("did you mean `second`?");
     world.write("backup.toml", &THREE.replace("disk2", "fast"));
     world.run(&["list"]).fails(2, "stores.second.url: is where the store `primary` is");
+}
+
+#[test]
+fn a_run_that_failed_is_not_half_right_because_older_copies_are_safe() {
+    let world = three();
+    world.ok(&["run"]);
+    std::fs::remove_dir_all(world.path("data")).unwrap();
+    assert_eq!(world.run(&["run"]).code, 1);
+}
+
+#[test]
+fn an_empty_machine_is_prepared_from_a_copy() {
+    let world = three();
+    world.write("backup.toml", &THREE.replace("backup_configuration = false\n", ""));
+    world.ok(&["run"]);
+    for gone in ["data", "fast", "state"] {
+        std::fs::remove_dir_all(world.path(gone)).unwrap();
+    }
+    std::fs::remove_file(world.path("backup.toml")).unwrap();
+    let store = world.path("disk2").display().to_string();
+    world.ok(&["bootstrap", &store, "--yes"]);
+    assert!(world.read("backup.toml").contains("[stores.cloud]"));
+    world.ok(&["recover", "--store", "second", "--yes"]);
+    assert_eq!(world.read("data/a.txt"), "alpha\n");
 }

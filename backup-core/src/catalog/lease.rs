@@ -181,3 +181,40 @@ impl Lease {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::store::MemoryStore;
+    use crate::testkit::ManualClock;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    #[tokio::test]
+    async fn a_lease_is_kept_for_as_long_as_it_is_used_and_not_longer() {
+        let clock = ManualClock::at("20260309_043820");
+        let (catalog, _) =
+            Catalog::init(Arc::new(MemoryStore::new()), Arc::new(clock.clone())).await.unwrap();
+        let take = async |host: &str| {
+            let run = RunId::generate(chrono::DateTime::UNIX_EPOCH);
+            catalog.lease("copy-a", &run, host, HOUR).await
+        };
+        let mut mine = take("h1").await.unwrap();
+        for _ in 0..10 {
+            clock.advance_secs(40 * 60);
+            mine.keep(HOUR).await.unwrap();
+            assert!(take("h2").await.is_err(), "it is held");
+        }
+        let epochs = catalog.epochs(&mine.dir).await.unwrap();
+        assert_eq!(epochs, [mine.epoch], "older epochs go");
+        clock.advance_secs(3601);
+        assert!(mine.keep(HOUR).await.unwrap_err().to_string().contains("expired"));
+        clock.advance_secs(60);
+        let other = take("h2").await.unwrap();
+        assert!(mine.still_mine().await.is_err());
+        other.release().await.unwrap();
+        assert!(take("h3").await.is_ok());
+    }
+}

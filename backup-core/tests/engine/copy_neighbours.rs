@@ -102,3 +102,77 @@ async fn half_a_copy_of_the_dead_is_made_anew_and_one_of_the_living_is_left_alon
     assert_eq!(copied(&t.copy().await), 1, "its process is gone");
     assert_eq!(without_own(contents(there).await), without_own(contents(&t.w.store).await));
 }
+
+#[tokio::test]
+async fn a_copier_that_lost_its_lease_commits_nothing_and_removes_nothing() {
+    let config = THREE.replace("copies = ['second', 'third']", "limits.bandwidth = '1B/s'");
+    let t = Tiers::new(&config, adapter()).await;
+    t.w.back_up().await;
+    let there = &t.others["second"];
+    let request = to("second");
+    let mut slow = Box::pin(t.w.engine.copy(&request));
+    let writing = async {
+        while there.calls_of(Call::Finish) == 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::select! {
+        biased;
+        _ = &mut slow => panic!("at one byte a second"),
+        () = writing => {}
+    }
+    t.w.clock.advance_secs(2 * 3600);
+    let before = contents(there).await;
+    assert!(before.len() == 2 && !before.keys().any(|k| k.ends_with("metadata.json")), "{:?}", before.keys());
+    // Another host has the lease now, and still does not touch what may be alive.
+    let other = t.another_host(StateDir::open(t.w.dir.path().join("state2")).unwrap(), "h2");
+    let (_, error) = outcome(&other.copy(&request).await.unwrap());
+    assert!(error.contains("being written there by somebody else"), "{error}");
+    assert_eq!(contents(there).await, before);
+    request.cancel.cancel();
+    assert_eq!(slow.await.unwrap().outcome(), Outcome::Cancelled);
+    assert_eq!(contents(there).await, before, "what it wrote is the next one's to remove");
+}
+
+#[tokio::test]
+async fn the_dead_and_the_late_keep_nothing_from_being_pruned() {
+    let t = Tiers::new(&THREE.replace("copies = ['second', 'third']", ""), adapter()).await;
+    for _ in 0..2 {
+        t.w.back_up().await;
+    }
+    let ids: Vec<_> = t.w.entries().await.into_iter().map(|e| e.id).collect();
+    let reading = async |process: Process| {
+        let run = RunId::generate(t.w.clock.now());
+        let text = serde_json::json!({
+            "run_id": run,
+            "host": "h2",
+            "process": process,
+            "expires_at": t.w.clock.now() + chrono::TimeDelta::hours(1),
+            "service": "a",
+            "ids": [ids[1]],
+        });
+        let key = StoreKey::new(format!(".leases/reading/{run}-x.a.json")).unwrap();
+        t.w.store.create(&key, serde_json::to_vec(&text).unwrap().into()).await.unwrap();
+        key
+    };
+    let mut plan = t.w.engine.plan().clone();
+    let hourly = plan.intervals.get_mut(&Interval::new("hourly").unwrap()).unwrap();
+    let one = backup_core::retention::KeepLast::new(1).unwrap();
+    hourly.policy = Some(backup_core::retention::Policy::keeping(one));
+    let pruner = Engine::builder(plan, t.w.engine.catalog().clone(), t.w.engine.state().clone())
+        .clock(Arc::new(t.w.clock.clone()))
+        .build();
+    let would_go = async || -> usize {
+        let plans = pruner.plan_prune(&PruneRequest::default()).await.unwrap();
+        plans.iter().map(|p| p.plan.deletions().count()).sum()
+    };
+    let living = reading(Process { boot_id: "another host".into(), ..Process::this() }).await;
+    assert_eq!(would_go().await, 0, "it is being read");
+    t.w.clock.advance_secs(3601);
+    assert_eq!(would_go().await, 1, "nobody reads for so long");
+    let dead = reading(Process { pid: 0x3fff_fff0, ..Process::this() }).await;
+    assert_eq!(would_go().await, 1, "its reader is gone");
+    for key in [living, dead] {
+        assert!(t.w.store.inner().head(&key).await.unwrap_err().is_not_found(), "{key} is removed");
+    }
+}

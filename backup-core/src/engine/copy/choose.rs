@@ -92,7 +92,7 @@ impl Inner {
         super::may_leave(self.service(name)?, to.store()?)?;
         let filter = Filter { service: Some(name.clone()), interval: to.target.only.clone() };
         let here = self.catalog.list(&filter).await?;
-        let there = to.catalog().list_uncached(&filter).await?;
+        let there = to.catalog().list(&filter).await?;
         if let Some(error) = there.errors.first() {
             // What is there decides what is missing.
             return Err(BackupError::Refused(format!("the store `{}` cannot be listed: {error}", to.name())));

@@ -221,8 +221,10 @@ impl Inner {
 
     /// Whether nobody works on it any more, for certain.
     fn is_dead(&self, reservation: &Reservation) -> bool {
+        // One of this very process: its run is over, or it is another host's as far as anybody can tell.
         let ended = || matches!(self.state.run_lives(&reservation.run_id), Ok(false));
-        reservation.process.is_dead() || (reservation.process == Process::this() && ended())
+        let ours = reservation.process == Process::this() && reservation.host == self.host;
+        reservation.process.is_dead() || (ours && ended())
     }
 }
 
