@@ -74,6 +74,13 @@ impl Kind for Env {
     const NAME: &'static str = EnvConfig::KIND;
     // Containers and services take their settings from it.
     const FIRST: bool = true;
+
+    // The configuration of this program and Compose files say where secrets are, and have none.
+    fn secrets(&self) -> bool {
+        let plain = |path: &String| [".toml", ".yaml", ".yml"].iter().any(|end| path.ends_with(end));
+        !self.live().paths.iter().all(plain)
+    }
+
     const FRAME: &'static str = "files";
 
     fn live(&self) -> &Live {

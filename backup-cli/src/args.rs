@@ -62,6 +62,10 @@ pub(crate) struct Global {
     #[arg(long, global = true, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
 
+    /// Work on this store of [stores] instead of [store], whose name is primary
+    #[arg(long, global = true, value_name = "NAME")]
+    pub(crate) store: Option<String>,
+
     /// Print JSON lines; the last one is {"event":"summary",…}
     #[arg(long, global = true)]
     pub(crate) json: bool,
@@ -113,6 +117,7 @@ pub(crate) enum Verb {
     Drill(commands::drill::Args),
     Undo(commands::undo::Args),
     Resume(commands::resume::Args),
+    Copy(commands::copy::Args),
     Prune(commands::prune::Args),
     Cleanup(commands::cleanup::Args),
     Hold(commands::marks::Hold),

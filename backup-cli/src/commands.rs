@@ -9,6 +9,7 @@ pub(crate) mod adapters;
 pub(crate) mod bootstrap;
 pub(crate) mod cleanup;
 pub(crate) mod completions;
+pub(crate) mod copy;
 pub(crate) mod drill;
 pub(crate) mod init;
 pub(crate) mod keys;
@@ -29,6 +30,9 @@ pub(crate) mod watchdog;
 impl Verb {
     /// Does it.
     pub(crate) async fn run(&self, cx: &Context) -> Result<Done, CliError> {
+        if matches!(self, Self::Resume(_) | Self::Adapters(_) | Self::Completions(_)) {
+            cx.refuse_store("this verb works on no store", "leave it out")?;
+        }
         match self {
             Self::Init(args) => args.run(cx).await,
             Self::Run(args) => args.run(cx).await,
@@ -44,6 +48,7 @@ impl Verb {
             Self::Keys(args) => args.run(cx).await,
             Self::Undo(args) => args.run(cx).await,
             Self::Resume(args) => args.run(cx).await,
+            Self::Copy(args) => args.run(cx).await,
             Self::Prune(args) => args.run(cx).await,
             Self::Cleanup(args) => args.run(cx).await,
             Self::Hold(args) => args.run(cx).await,

@@ -144,16 +144,28 @@ impl Context {
         Ok(PLACES.iter().map(|place| self.dir.join(place)).find(|path| path.is_file()))
     }
 
-    /// Opens the configuration, its store and the engine. Without a configuration file: what an earlier `backup run`
+    /// For verbs that cannot be told by `--store` what to work on.
+    ///
+    /// # Errors
+    /// Usage, if they are.
+    pub(crate) fn refuse_store(&self, why: &str, hint: &str) -> Result<(), CliError> {
+        match &self.global.store {
+            Some(_) => Err(CliError::usage(format!("--store: {why}")).hint(hint)),
+            None => Ok(()),
+        }
+    }
+
+    /// Opens the configuration, its store (or the one of `--store`) and the engine. Without a configuration file: what an earlier `backup run`
     /// without one has left in `./backups`.
     pub(crate) async fn session(&self) -> Result<Session, CliError> {
-        match self.config_file()? {
-            Some(file) => self.open_file(&file, Opening::Existing).await,
-            None => {
-                let config = zero::remembered(self)?;
-                self.open(self.prepare(config, &self.dir, None)?, Opening::Existing).await
-            }
-        }
+        let mut prepared = match self.config_file()? {
+            Some(file) => self.prepare_file(&file)?,
+            None => self.prepare(zero::remembered(self)?, &self.dir, None)?,
+        };
+        let Some(name) = &self.global.store else { return self.open(prepared, Opening::Existing).await };
+        prepared.plan = prepared.plan.for_store(name)?;
+        let opened = self.open(prepared, Opening::Existing).await;
+        opened.map_err(|e| e.about(&format!("store `{name}`")))
     }
 
     /// Opens a configuration file.
@@ -256,6 +268,7 @@ impl Context {
             .events(self.events())
             .secrets(Arc::new(Secrets))
             .watchdog(watchdog)
+            .stores(self.cli.stores.clone())
             .tool(format!("{} {}", self.cli.name, self.cli.version))
             .lock_patience(self.global.wait);
         #[cfg(feature = "full")]

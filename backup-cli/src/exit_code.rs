@@ -1,7 +1,7 @@
 //! What the process's exit code says. Scripts rely on these numbers: they never change.
 
 use backup_core::Outcome;
-use backup_core::engine::RunReport;
+use backup_core::engine::{RunReport, StepReport};
 
 /// Everything that was asked for was done.
 pub const OK: u8 = 0;
@@ -22,7 +22,11 @@ pub const INTERRUPTED: u8 = 130;
 pub(crate) fn of_report(report: &RunReport) -> u8 {
     // A part of the stack that was started or stopped is no service that is safe; one that was not is one that is missing.
     let parts = || report.parts.iter().map(|p| p.outcome);
-    let outcomes = || report.steps.iter().map(|s| s.outcome).chain(parts().filter(|o| *o != Outcome::Ok));
+    // Nor is a service safe after a run only because its older backups are in another store.
+    let own = report.steps.iter().any(|s| s.copies.is_none());
+    let counts = |s: &&StepReport| s.copies.is_none() || !own || !s.is_ok();
+    let steps = || report.steps.iter().filter(counts).map(|s| s.outcome);
+    let outcomes = || steps().chain(parts().filter(|o| *o != Outcome::Ok));
     let verifies = matches!(report.verb.as_str(), "verify" | "drill");
     let (mut safe, mut bad) = (0, 0);
     for outcome in outcomes() {

@@ -12,7 +12,7 @@ fn the_short_help_fits_a_screen() {
     Usage: backup [OPTIONS] <COMMAND>
 
     Commands:
-      init         Write a configuration, unless there is one, and mark the store
+      init         Write a configuration, unless there is one, and mark its stores
       run          Back up now
       list         List the backups in the store
       show         Show everything that is known of a backup
@@ -24,6 +24,7 @@ fn the_short_help_fits_a_screen() {
       drill        Rehearse the recovery of this host, into scratch
       undo         Put back what the newest restore of a service had replaced
       resume       Start services again that a killed run has left stopped, paused or fenced
+      copy         Copy good backups to other stores
       prune        Delete what the retention of the intervals no longer keeps
       cleanup      Remove what restores kept aside, and what interrupted ones left
       hold         Keep a backup, whatever retention says
@@ -41,6 +42,7 @@ fn the_short_help_fits_a_screen() {
 
     Everywhere:
           --config <FILE>    Read this configuration instead of searching one ($BACKUP_CONFIG)
+          --store <NAME>     Work on this store of [stores] instead of [store], whose name is primary
           --json             Print JSON lines; the last one is {"event":"summary",…}
       -q, --quiet            Say nothing but warnings and errors beside the result
       -v, --verbose...       Print the log to standard error; twice: all of it
@@ -86,6 +88,7 @@ fn the_help_of_a_verb() {
 
     Everywhere:
           --config <FILE>    Read this configuration instead of searching one ($BACKUP_CONFIG)
+          --store <NAME>     Work on this store of [stores] instead of [store], whose name is primary
           --json             Print JSON lines; the last one is {"event":"summary",…}
       -q, --quiet            Say nothing but warnings and errors beside the result
       -v, --verbose...       Print the log to standard error; twice: all of it

@@ -5,6 +5,8 @@ mod bootstrap;
 mod clocks;
 mod config;
 mod containers;
+mod copy;
+mod copy_kills;
 mod credentials;
 mod drill;
 mod embed;

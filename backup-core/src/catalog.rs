@@ -27,6 +27,7 @@ use crate::metadata::{Metadata, Reservation};
 use crate::store::Store;
 
 mod cache;
+mod copies;
 mod delete;
 mod draft;
 mod facts;
@@ -36,6 +37,7 @@ mod legacy;
 mod links;
 mod listing;
 
+pub(crate) use copies::Adopted;
 pub use delete::{DeleteReport, PurgeExternal};
 pub use draft::Draft;
 pub use facts::{Fact, FactKind, VerifyLevel};
@@ -176,11 +178,17 @@ impl Catalog {
     /// [`BackupError::Damaged`] if it cannot be right; [`BackupError::Refused`] if a newer version of this program is
     /// needed; [`BackupError::Store`].
     pub async fn metadata(&self, id: &BackupId) -> Result<Metadata, BackupError> {
+        Ok(self.metadata_text(id).await?.1)
+    }
+
+    /// The same with the bytes that it was read from.
+    pub(crate) async fn metadata_text(&self, id: &BackupId) -> Result<(Bytes, Metadata), BackupError> {
         let text = self.read_file(id, METADATA).await?;
-        judge::parse_metadata(id, &text).map_err(|why| match why.newer {
+        let metadata = judge::parse_metadata(id, &text).map_err(|why| match why.newer {
             true => BackupError::Refused(format!("{id}: {}", why.reason)),
             false => BackupError::Damaged { id: id.clone(), file: METADATA.to_owned(), what: why.reason },
-        })
+        })?;
+        Ok((text, metadata))
     }
 
     /// Whether a backup is there: committed, and not being deleted.

@@ -27,7 +27,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::error::ConfigError;
-use crate::id::{Interval, ServiceName};
+use crate::id::{Interval, ServiceName, StoreName};
 use crate::plan::BackupPlan;
 use crate::registry::{AdapterRegistry, without_password};
 use crate::retention::Policy;
@@ -35,7 +35,10 @@ use crate::secret::SecretRef;
 
 pub(crate) mod explain;
 mod raw;
+mod stores;
 mod values;
+
+pub use stores::{CopyStoreConfig, PRIMARY_STORE};
 
 /// The keys of a service that are core's; all others are its adapter's.
 pub const SERVICE_KEYS: &[&str] = &[
@@ -50,6 +53,10 @@ pub struct Config {
     pub file_name: Option<String>,
     /// Where backups go.
     pub store: StoreConfig,
+    /// Further stores, by name: where copies go.
+    pub stores: BTreeMap<StoreName, CopyStoreConfig>,
+    /// Where the backups of each run are copied to, unless its interval says otherwise.
+    pub copies: Vec<StoreName>,
     /// The folder for locks, journals and spools. The program chooses one if it is not set.
     pub state_dir: Option<PathBuf>,
     /// The name of this host in metadata. The program asks the system if it is not set.
@@ -154,12 +161,15 @@ pub struct IntervalConfig {
     pub timeout: Option<Duration>,
     /// When it runs, as systemd's `OnCalendar=` takes it.
     pub schedule: Option<String>,
+    /// Where its backups are copied to; `None`: where those of all intervals go.
+    pub copies: Option<Vec<StoreName>>,
 }
 
 impl IntervalConfig {
     /// A series of `services` that keeps everything; the rest can be set by field.
     pub fn new(services: impl IntoIterator<Item = ServiceName>) -> Self {
-        Self { services: services.into_iter().collect(), policy: None, timeout: None, schedule: None }
+        let services = services.into_iter().collect();
+        Self { services, policy: None, timeout: None, schedule: None, copies: None }
     }
 }
 
@@ -220,6 +230,8 @@ pub struct Limits {
     pub threads: Option<usize>,
     /// How many services are worked on at once; at least 1. `None`: the engine chooses.
     pub parallel: Option<usize>,
+    /// How many bytes a second copies to other stores may move, all together; at least 1. `None`: as many as can be.
+    pub bandwidth: Option<u64>,
 }
 
 /// `[guard]`: a backup whose evidence or size collapses against its predecessors is committed as suspect.
@@ -247,6 +259,8 @@ impl Config {
         Self {
             file_name: None,
             store: StoreConfig { url: store_url.into(), options: BTreeMap::new() },
+            stores: BTreeMap::new(),
+            copies: Vec::new(),
             state_dir: None,
             host: None,
             intervals: BTreeMap::new(),

@@ -25,6 +25,7 @@ use crate::error::BackupError;
 use crate::event::{Event, EventSink, NoEvents, Outcome};
 use crate::id::{RunId, ServiceName, Timestamp};
 use crate::plan::{BackupPlan, PlannedService};
+use crate::registry::StoreRegistry;
 use crate::runtime::{NoWatchdog, Watchdog};
 use crate::secret::{NoSecrets, SecretHistory, SecretResolver};
 use crate::stack::Stack;
@@ -33,6 +34,7 @@ use crate::state::{LockHolder, RunGuard, ServiceLock, StateDir};
 mod back_up;
 mod capture;
 mod cleanup;
+mod copy;
 mod drill;
 mod guard;
 mod hand;
@@ -55,6 +57,7 @@ mod verify;
 
 pub use back_up::BackupRequest;
 pub use cleanup::CleanupItem;
+pub use copy::{CopyAction, CopyPlan, CopyRequest, PlannedCopy};
 pub use drill::{DrillReport, DrillRequest, DrilledBackup, DrilledService};
 pub use legacy::LegacyView;
 pub use preview::{RestorePreview, RestoreRequest};
@@ -63,7 +66,7 @@ pub use recover::{
     PlannedRestore, Prediction, RECOVERY_FORMAT, RecoveryAction, RecoveryPlan, RecoveryRequest,
     ScratchRestore, ServiceRecovery, StackSteps, Verified,
 };
-pub use report::{PartReport, PhaseReport, RunReport, StepReport};
+pub use report::{CopyReport, PartReport, PhaseReport, RunReport, StepReport};
 pub use resume::{OpenInterruption, ResumeRequest};
 pub use select::Selector;
 pub use status::{ServiceStatus, StatusLevel};
@@ -92,6 +95,8 @@ struct Inner {
     history: Option<Arc<dyn SecretHistory>>,
     watchdog: Arc<dyn Watchdog>,
     stack: Option<Arc<dyn Stack>>,
+    stores: StoreRegistry,
+    pace: Arc<copy::Pace>,
     /// Who has it gives orders to the stack.
     stack_turn: tokio::sync::Mutex<()>,
     /// Backups of the old scripts as they were read for plans: they may be large, and a plan is made more than once.
@@ -137,6 +142,12 @@ impl EngineBuilder {
     /// What makes anew what services run in, for [`Engine::recover`]; by default nothing does.
     pub fn stack(mut self, stack: Arc<dyn Stack>) -> Self {
         self.0.stack = Some(stack);
+        self
+    }
+
+    /// What opens the other stores of the plan, for [`Engine::copy`] and the copies after a run; by default nothing does.
+    pub fn stores(mut self, stores: StoreRegistry) -> Self {
+        self.0.stores = stores;
         self
     }
 
@@ -189,6 +200,8 @@ impl Engine {
             history: None,
             watchdog: Arc::new(NoWatchdog),
             stack: None,
+            stores: StoreRegistry::new(),
+            pace: Arc::default(),
             stack_turn: tokio::sync::Mutex::new(()),
             read_legacy: std::sync::Mutex::default(),
             keys_at_hand: std::sync::Mutex::default(),
@@ -294,13 +307,13 @@ impl Inner {
         Ok(cx)
     }
 
-    /// What no backup may contain: the store, if it is a directory of this host, and the state directory.
+    /// What no backup may contain: the stores that are directories of this host, and the state directory.
     fn excluded(&self) -> Vec<PathBuf> {
         let mark = crate::id::StoreKey::new("store.json").ok();
         let root = mark
             .and_then(|k| self.catalog.store().local_path(&k))
             .and_then(|p| p.parent().map(PathBuf::from));
-        root.into_iter().chain([self.state.root().to_owned()]).collect()
+        root.into_iter().chain(self.plan.excluded()).chain([self.state.root().to_owned()]).collect()
     }
 
     fn threads(&self) -> usize {

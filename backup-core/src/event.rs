@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::Serialize;
 
-use crate::id::{ArtifactName, BackupId, RunId, ServiceName};
+use crate::id::{ArtifactName, BackupId, RunId, ServiceName, StoreName};
 
 /// What a step of a run came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, serde::Deserialize)]
@@ -90,6 +90,25 @@ pub enum Event {
         /// Bytes before compression.
         plain_bytes: u64,
         /// Bytes as stored.
+        stored_bytes: u64,
+        /// Duration in ms.
+        ms: u64,
+        /// The error's chain, one line.
+        error: Option<String>,
+    },
+    /// Copying the backups of a service to another store ended.
+    CopyFinished {
+        /// The service.
+        service: ServiceName,
+        /// The store.
+        store: StoreName,
+        /// How it ended.
+        outcome: Outcome,
+        /// How many were copied.
+        copied: usize,
+        /// How many were there already.
+        there: usize,
+        /// Bytes copied.
         stored_bytes: u64,
         /// Duration in ms.
         ms: u64,

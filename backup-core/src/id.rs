@@ -96,6 +96,11 @@ name_type!(
     "interval"
 );
 name_type!(
+    /// One of the places where backups are kept, as the configuration names it, e.g. `cloud`.
+    StoreName,
+    "name of a store"
+);
+name_type!(
     /// One logical thing inside a backup, e.g. the dump of one database. Begins the name of its stored files.
     ArtifactName,
     "artifact name"

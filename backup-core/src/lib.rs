@@ -100,7 +100,9 @@ pub use error::{
     AdapterError, AdapterErrorKind, BackupError, BoxError, ConfigError, Stage, StoreError, chain,
 };
 pub use event::{Event, EventSink, NoEvents, Outcome};
-pub use id::{ArtifactName, BackupId, Interval, InvalidId, RunId, ServiceName, StoreKey, Timestamp};
+pub use id::{
+    ArtifactName, BackupId, Interval, InvalidId, RunId, ServiceName, StoreKey, StoreName, Timestamp,
+};
 pub use metadata::*;
 pub use registry::*;
 pub use secret::{NoSecrets, Secret, SecretHistory, SecretRef, SecretResolver};

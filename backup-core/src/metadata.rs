@@ -382,6 +382,9 @@ pub struct Reservation {
     pub commit_deadline: DateTime<Utc>,
     /// Name and version of the program.
     pub tool: String,
+    /// The id of the store that this is a copy from, if it is one: a copier answers for it, not a writer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub copied_from: Option<String>,
 }
 
 /// A process, so that others can tell whether it is gone.

@@ -41,6 +41,7 @@ mod split;
 mod stored_side;
 mod unpump;
 
+pub(crate) use check::StoredCheck;
 pub use check::{Drained, Expected, StoredFault, check_stored, drain};
 pub use measure::{Measured, measure};
 pub use pump::{Encoded, PumpError, pump};

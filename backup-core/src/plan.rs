@@ -7,16 +7,21 @@ use std::time::Duration;
 
 use crate::adapter::ServiceAdapter;
 use crate::config::explain::{hint, quoted_key};
-use crate::config::{ComposeConfig, Config, Guard, IntervalConfig, Limits, ServiceConfig, StoreConfig};
+use crate::config::{
+    ComposeConfig, Config, Guard, IntervalConfig, Limits, PRIMARY_STORE, ServiceConfig, StoreConfig,
+};
 use crate::encryption::Recipients;
 use crate::error::ConfigError;
-use crate::id::{Interval, ServiceName};
+use crate::id::{Interval, ServiceName, StoreName};
 use crate::registry::{AdapterRegistry, BuildContext};
 use crate::retention::Policy;
 use crate::secret::SecretRef;
 
 mod encryption;
 mod order;
+mod stores;
+
+pub use stores::PlannedStore;
 
 /// The interval of runs that name none. It always exists.
 pub const MANUAL: &str = "manual";
@@ -32,6 +37,12 @@ pub struct BackupPlan {
     pub host: Option<String>,
     /// Where backups go; opened by [`StoreRegistry::open`](crate::StoreRegistry::open).
     pub store: StoreConfig,
+    /// What that store is called: [`PRIMARY_STORE`], but for a plan [`for_store`](Self::for_store).
+    pub store_name: StoreName,
+    /// Every store, that one as well, with what is kept there.
+    pub stores: BTreeMap<StoreName, PlannedStore>,
+    /// Where backups are copied to, of intervals that are not configured.
+    pub copies: Vec<StoreName>,
     /// The services, the disabled ones as well.
     pub services: BTreeMap<ServiceName, PlannedService>,
     /// The series; [`MANUAL`] is always among them.
@@ -113,6 +124,8 @@ pub struct PlannedInterval {
     pub timeout: Option<Duration>,
     /// When it runs, as systemd's `OnCalendar=` takes it.
     pub schedule: Option<String>,
+    /// Where its backups are copied to after each run.
+    pub copies: Vec<StoreName>,
 }
 
 impl BackupPlan {
@@ -131,14 +144,23 @@ impl BackupPlan {
         order::check(&services)?;
         let mut intervals = BTreeMap::new();
         for (name, interval) in config.intervals {
-            intervals.insert(name.clone(), plan_interval(name, interval, &services)?);
+            intervals.insert(name.clone(), plan_interval(name, interval, &services, &config.copies)?);
         }
+        let store = config.store.relative_to(base_dir)?;
+        let mut stores = stores::plan(&store, config.stores, &intervals, base_dir)?;
+        stores::check_copies(&config.copies, &intervals, &stores)?;
         let manual = Interval::new(MANUAL)?;
-        intervals.entry(manual.clone()).or_insert_with(|| everything(manual, &services));
+        let made = everything(manual.clone(), &services, &config.copies);
+        intervals.entry(manual).or_insert(made);
+        let store_name = StoreName::new(PRIMARY_STORE)?;
+        stores.insert(store_name.clone(), stores::primary(&store_name, &store, &intervals));
         Ok(Self {
             state_dir: config.state_dir.map(|dir| base_dir.join(dir)),
             host: config.host,
-            store: config.store.relative_to(base_dir)?,
+            store,
+            store_name,
+            stores,
+            copies: config.copies,
             services,
             intervals,
             limits: config.limits,
@@ -174,10 +196,11 @@ impl BackupPlan {
         own.or_else(|| self.intervals.get(interval).and_then(|i| i.timeout))
     }
 
-    /// Folders that are never part of a backup, as far as the configuration knows them: the store, the state directory.
+    /// Folders that are never part of a backup, as far as the configuration knows them: the stores, the state directory.
     #[must_use]
     pub fn excluded(&self) -> Vec<PathBuf> {
-        self.store.local_path().into_iter().chain(self.state_dir.clone()).collect()
+        let stores = self.stores.values().filter_map(|s| s.store.local_path());
+        stores.chain(self.state_dir.clone()).collect()
     }
 }
 
@@ -217,6 +240,7 @@ fn plan_interval(
     name: Interval,
     config: IntervalConfig,
     services: &BTreeMap<ServiceName, PlannedService>,
+    copies: &[StoreName],
 ) -> Result<PlannedInterval, ConfigError> {
     if let Some(missing) = config.services.iter().find(|s| !services.contains_key(*s)) {
         let place = format!("intervals.{}.services", quoted_key(name.as_str()));
@@ -231,11 +255,16 @@ fn plan_interval(
         policy: config.policy,
         timeout: config.timeout,
         schedule: config.schedule,
+        copies: config.copies.unwrap_or_else(|| copies.to_vec()),
     })
 }
 
 /// The interval of everything that is enabled, which deletes nothing.
-fn everything(name: Interval, services: &BTreeMap<ServiceName, PlannedService>) -> PlannedInterval {
+fn everything(
+    name: Interval,
+    services: &BTreeMap<ServiceName, PlannedService>,
+    copies: &[StoreName],
+) -> PlannedInterval {
     let names = |enabled| services.values().filter(move |s| s.enabled == enabled).map(|s| s.name.clone());
     PlannedInterval {
         name,
@@ -244,6 +273,7 @@ fn everything(name: Interval, services: &BTreeMap<ServiceName, PlannedService>) 
         policy: None,
         timeout: None,
         schedule: None,
+        copies: copies.to_vec(),
     }
 }
 

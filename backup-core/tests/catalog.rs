@@ -64,6 +64,7 @@ impl World {
             started_at: now,
             commit_deadline: now + TimeDelta::seconds(600),
             tool: "test".into(),
+            copied_from: None,
         }
     }
 

@@ -80,12 +80,12 @@ fn unknown_keys_name_the_closest_one() {
     refused(
         &with_store("[sevices.redis]\nkind = 'redis'"),
         "backup.toml: unknown key `sevices`",
-        "did you mean `services`? the keys are store, state_dir, host, intervals, services, limits, compression, guard, compose, encryption, backup_configuration",
+        "did you mean `services`? the keys are store, stores, copies, state_dir, host, intervals, services, limits, compression, guard, compose, encryption, backup_configuration",
     );
     refused(
         &with_service("[intervals.15min]\nservices = ['data']\nkeeep = 3"),
         "backup.toml: intervals.15min: unknown key `keeep`",
-        "did you mean `keep`? the keys are services, keep, delete_older_than, max_total_bytes, timeout, schedule",
+        "did you mean `keep`? the keys are services, keep, delete_older_than, max_total_bytes, timeout, schedule, copies",
     );
     refused(
         &with_service("[intervals.d]\nservices = ['data']\nkeep = { latest = 1, annual = 2 }"),
@@ -298,8 +298,8 @@ fn what_cannot_be_honoured_is_refused_rather_than_ignored() {
             "services.data.limits: limiting a single service is not available in this version",
         ),
         (
-            "[limits]\nbandwidth = '5MB'",
-            "limits.bandwidth: limiting the bandwidth is not available in this version",
+            "[limits]\nio_priority = 'idle'",
+            "limits.io_priority: setting the I/O priority is not available in this version",
         ),
         ("[limits]\nthreads = 0", "limits.threads: must be at least 1"),
         ("[compression]\nlevel = 22", "compression.level: 22 is not a level: use 1 (fast) to 19 (small)"),

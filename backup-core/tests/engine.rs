@@ -18,6 +18,12 @@ use bytes::Bytes;
 
 #[path = "engine/backups.rs"]
 mod backups;
+#[path = "engine/copies.rs"]
+mod copies;
+#[path = "engine/copy_faults.rs"]
+mod copy_faults;
+#[path = "engine/copy_neighbours.rs"]
+mod copy_neighbours;
 #[path = "engine/drills.rs"]
 mod drills;
 #[path = "engine/encryption.rs"]

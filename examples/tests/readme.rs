@@ -40,7 +40,9 @@ async fn every_store_opens() {
     for text in blocks(README, "toml") {
         let config = Config::parse(text, "README.md").unwrap();
         let plan = config.resolve(&backup_adapters::builtin_adapters(), Path::new("/etc/backup")).unwrap();
-        backup_adapters::builtin_stores().open(&plan.store).await.unwrap();
+        for store in plan.stores.values() {
+            backup_adapters::builtin_stores().open(&store.store).await.unwrap();
+        }
     }
 }
 

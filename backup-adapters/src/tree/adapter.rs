@@ -35,6 +35,11 @@ pub(crate) trait Kind: fmt::Debug + Send + Sync + 'static {
     /// What was configured.
     fn live(&self) -> &Live;
 
+    /// Whether it is secrets that are there.
+    fn secrets(&self) -> bool {
+        false
+    }
+
     /// What there is to archive now.
     async fn roots(&self, cx: &OpContext) -> Result<(Vec<Root>, Excluded), AdapterError> {
         self.live().roots(cx).await
@@ -67,7 +72,7 @@ impl<K: Kind> ServiceAdapter for Tree<K> {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities::full()
+        Capabilities::full().with_secrets(self.0.secrets())
     }
 
     fn comes_first(&self) -> bool {

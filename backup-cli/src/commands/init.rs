@@ -9,9 +9,9 @@ use crate::context::{Context, Done, Opening};
 use crate::error::CliError;
 use crate::{scaffold, zero};
 
-/// Write a configuration, unless there is one, and mark the store
+/// Write a configuration, unless there is one, and mark its stores
 ///
-/// Looks at the current directory, writes what it finds to backup.toml, with comments, and marks the store, so that a
+/// Looks at the current directory, writes what it finds to backup.toml, with comments, and marks every store, so that a
 /// disk that is not mounted is never taken for an empty store. Can be repeated: it never changes a configuration.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -43,6 +43,11 @@ impl Args {
             self.refuse_another_store(&file)?;
         }
         let session = cx.open_file(&file, Opening::Init).await?;
+        let plan = session.plan();
+        for store in plan.stores.values().filter(|s| s.name != plan.store_name) {
+            let marked = cx.catalog(&store.store, Opening::Init).await;
+            marked.map_err(|e| e.about(&format!("store `{}`", store.name)))?;
+        }
         cx.ui.product(&file.display().to_string());
         cx.ui.note("next: read it, then `backup run`");
         Ok(Done::ok()

@@ -66,7 +66,8 @@ impl Args {
             cx.ui.json(&line(&report));
             let (word, style) = human::outcome(report.outcome());
             let mut services: Vec<&str> = report.steps.iter().map(|s| s.service.as_str()).collect();
-            services.dedup();
+            let mut seen = std::collections::BTreeSet::new();
+            services.retain(|service| seen.insert(*service));
             table.add_row([
                 comfy_table::Cell::new(&report.run_id),
                 comfy_table::Cell::new(&report.verb),
@@ -143,7 +144,10 @@ fn text(report: &RunReport) -> String {
         let (word, style) = human::outcome(step.outcome);
         table.add_row([
             comfy_table::Cell::new(&step.service),
-            comfy_table::Cell::new(&step.kind),
+            comfy_table::Cell::new(match &step.copies {
+                Some(copies) => format!("{} to {}", step.kind, copies.to),
+                None => step.kind.clone(),
+            }),
             table::cell(word, style),
             comfy_table::Cell::new(step.id.as_ref().map(ToString::to_string).unwrap_or_default()),
             comfy_table::Cell::new(format::size(step.plain_bytes)),

@@ -12,7 +12,7 @@ use crate::{exit_code, zero};
 /// Back up now
 ///
 /// Backs up the services of an interval, each safe from the others' failures, then deletes what its retention no longer
-/// keeps. A backup counts only when every byte of it was written and described; whatever ends it early leaves the
+/// keeps, then copies what is missing to the stores of `copies`. A backup counts only when every byte of it was written and described; whatever ends it early leaves the
 /// service as it was and the older backups alone.
 ///
 /// Without a configuration: finds the files, .env files and SQLite databases in the current directory, says what it
@@ -37,6 +37,10 @@ pub(crate) struct Args {
 
 impl Args {
     pub(crate) async fn run(&self, cx: &Context) -> Result<Done, CliError> {
+        cx.refuse_store(
+            "a run backs up to [store]",
+            "`copies = [\"NAME\"]` copies what it made to other stores, `backup copy --to NAME` does it now",
+        )?;
         let session = match cx.config_file()? {
             Some(file) => cx.open_file(&file, crate::context::Opening::Existing).await?,
             None => zero::prepare(cx).await?,

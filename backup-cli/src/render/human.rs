@@ -145,6 +145,34 @@ impl EventSink for HumanEvents {
                     self.ui.error(&crate::error::CliError::failed(about(Some(&service), &error)));
                 }
             }
+            Event::CopyFinished {
+                service,
+                store,
+                outcome: result,
+                copied,
+                there,
+                stored_bytes,
+                ms,
+                error,
+            } => {
+                let (word, colour) = outcome(result);
+                let width = self.state.lock().unwrap_or_else(PoisonError::into_inner).width;
+                let mut line =
+                    format!("{service:width$}  {}  to {store}", paint(colour, &format!("{word:9}")));
+                if copied > 0 {
+                    let bytes = format::size(stored_bytes);
+                    line.push_str(&format!("  {} copied, {bytes}", format::count(copied, "backup")));
+                }
+                if there > 0 {
+                    line.push_str(&format!("  {there} there already"));
+                }
+                line.push_str(&format!("  {}", format::millis(ms)));
+                self.finished(&service, &line);
+                if let Some(error) = error.filter(|_| result != Outcome::Cancelled) {
+                    let what = about(Some(&service), &format!("copy to {store}: {error}"));
+                    self.ui.error(&crate::error::CliError::failed(what));
+                }
+            }
             Event::PartFinished { part, kind, outcome: result, ms, error, last_lines } => {
                 let width = self.state.lock().unwrap_or_else(PoisonError::into_inner).width;
                 let word = match (result, kind.as_str()) {

@@ -16,6 +16,8 @@ pub struct Capabilities {
     pub undo: bool,
     /// Can be asked questions in the service's own language, at least of the live service.
     pub ask: bool,
+    /// What it backs up are secrets as such, e.g. passwords: copies leave the host only encrypted, unless the user insists.
+    pub secrets: bool,
 }
 
 impl Capabilities {
@@ -29,6 +31,7 @@ impl Capabilities {
             probe: true,
             undo: true,
             ask: false,
+            secrets: false,
         }
     }
 
@@ -42,6 +45,7 @@ impl Capabilities {
             probe: false,
             undo: false,
             ask: false,
+            secrets: false,
         }
     }
 
@@ -55,6 +59,13 @@ impl Capabilities {
     #[must_use]
     pub const fn with_ask(mut self) -> Self {
         self.ask = true;
+        self
+    }
+
+    /// Says whether what it backs up are secrets as such.
+    #[must_use]
+    pub const fn with_secrets(mut self, secrets: bool) -> Self {
+        self.secrets = secrets;
         self
     }
 }

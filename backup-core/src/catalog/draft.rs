@@ -78,6 +78,11 @@ impl Draft {
     /// [`BackupError::Refused`] if a sweeper gave the backup up meanwhile; [`BackupError::Store`]. After either,
     /// [`discard`](Self::discard) finds out whether it was published all the same.
     pub async fn commit(&mut self, metadata: &Metadata) -> Result<(), BackupError> {
+        self.commit_text(json(metadata)?).await
+    }
+
+    /// The same with the very bytes of metadata.json: those of a copy are not ours to write anew.
+    pub(crate) async fn commit_text(&mut self, text: Bytes) -> Result<(), BackupError> {
         let store = &self.catalog.store;
         let what = || format!("commit {}", self.id);
         // A sweeper that won long ago may have removed everything, its own mark included: then our reservation is gone.
@@ -89,7 +94,6 @@ impl Draft {
             Ok(_) | Err(StoreError::NotFound { .. }) => return Err(lost()),
             Err(e) => return Err(BackupError::store(what(), e)),
         }
-        let text = json(metadata)?;
         self.commit_tried = Some(text.clone());
         match create_or_same(store.as_ref(), &file(&self.id, METADATA), text).await {
             Ok(()) => Ok(()),

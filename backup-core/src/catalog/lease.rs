@@ -136,6 +136,33 @@ impl Lease {
         }
     }
 
+    /// Makes it last `ttl` from now, if less than half of that is left: for work whose end nobody knows.
+    ///
+    /// # Errors
+    /// [`BackupError::Refused`] if it expired or somebody took over; [`BackupError::Store`].
+    pub(crate) async fn keep(&mut self, ttl: Duration) -> Result<(), BackupError> {
+        let ttl = TimeDelta::from_std(ttl).unwrap_or(TimeDelta::MAX);
+        let now = self.catalog.clock.now();
+        if self.mine.expires_at - now > ttl / 2 {
+            return Ok(());
+        }
+        self.still_mine().await?;
+        let longer = Epoch { expires_at: now + ttl, ..self.mine.clone() };
+        let (old, next) = (epoch_key(&self.dir, self.epoch), epoch_key(&self.dir, self.epoch + 1));
+        match super::draft::create_or_same(self.catalog.store.as_ref(), &next, json(&longer)?).await {
+            Ok(()) => {}
+            Err(e) if e.is_already_exists() => {
+                return Err(BackupError::Refused("another host took over our lease on the store".into()));
+            }
+            Err(e) => return Err(BackupError::store("renew a lease", e)),
+        }
+        (self.mine, self.epoch) = (longer, self.epoch + 1);
+        if let Err(error) = self.catalog.store.delete(&old).await {
+            tracing::debug!(%error, "An old lease epoch could not be removed.");
+        }
+        Ok(())
+    }
+
     /// Gives the lease back. The epoch key stays, expired, so that epochs never repeat.
     ///
     /// # Errors
@@ -152,5 +179,42 @@ impl Lease {
             Err(e) if e.is_already_exists() => Ok(()),
             Err(e) => Err(BackupError::store("give a lease back", e)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::store::MemoryStore;
+    use crate::testkit::ManualClock;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    #[tokio::test]
+    async fn a_lease_is_kept_for_as_long_as_it_is_used_and_not_longer() {
+        let clock = ManualClock::at("20260309_043820");
+        let (catalog, _) =
+            Catalog::init(Arc::new(MemoryStore::new()), Arc::new(clock.clone())).await.unwrap();
+        let take = async |host: &str| {
+            let run = RunId::generate(chrono::DateTime::UNIX_EPOCH);
+            catalog.lease("copy-a", &run, host, HOUR).await
+        };
+        let mut mine = take("h1").await.unwrap();
+        for _ in 0..10 {
+            clock.advance_secs(40 * 60);
+            mine.keep(HOUR).await.unwrap();
+            assert!(take("h2").await.is_err(), "it is held");
+        }
+        let epochs = catalog.epochs(&mine.dir).await.unwrap();
+        assert_eq!(epochs, [mine.epoch], "older epochs go");
+        clock.advance_secs(3601);
+        assert!(mine.keep(HOUR).await.unwrap_err().to_string().contains("expired"));
+        clock.advance_secs(60);
+        let other = take("h2").await.unwrap();
+        assert!(mine.still_mine().await.is_err());
+        other.release().await.unwrap();
+        assert!(take("h3").await.is_ok());
     }
 }

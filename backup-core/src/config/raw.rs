@@ -8,13 +8,14 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 
 use super::explain::{quoted_key, read_table};
-use super::values::{Keep, Size, Span};
+use super::stores::{self, named_once};
+use super::values::{Keep, Rate, Size, Span};
 use super::{
     ComposeConfig, Config, DEFAULT_COMPRESSION_LEVEL, Encrypt, EncryptionConfig, Guard, IntervalConfig,
     Limits, SERVICE_KEYS, ServiceConfig, StoreConfig,
 };
 use crate::error::ConfigError;
-use crate::id::{Interval, ServiceName};
+use crate::id::{Interval, ServiceName, StoreName};
 use crate::retention::{DeleteOlderThan, KeepLast, MaxTotalBytes, Policy};
 use crate::secret::SecretRef;
 
@@ -22,6 +23,10 @@ use crate::secret::SecretRef;
 #[serde(deny_unknown_fields)]
 struct RawConfig {
     store: Option<RawStore>,
+    #[serde(default)]
+    stores: BTreeMap<String, toml::Table>,
+    #[serde(default)]
+    copies: Vec<StoreName>,
     state_dir: Option<PathBuf>,
     host: Option<String>,
     #[serde(default)]
@@ -113,6 +118,7 @@ struct RawInterval {
     max_total_bytes: Option<Size>,
     timeout: Option<Span>,
     schedule: Option<String>,
+    copies: Option<Vec<StoreName>>,
 }
 
 #[derive(Deserialize)]
@@ -138,7 +144,7 @@ struct RawService {
 struct RawLimits {
     threads: Option<usize>,
     parallel: Option<usize>,
-    bandwidth: Option<IgnoredAny>,
+    bandwidth: Option<Rate>,
     io_priority: Option<IgnoredAny>,
 }
 
@@ -186,6 +192,8 @@ pub(super) fn read(table: toml::Table) -> Result<Config, ConfigError> {
     Ok(Config {
         file_name: None,
         store: StoreConfig { url: store.url, options: store.options },
+        stores: stores::read(raw.stores)?,
+        copies: named_once(raw.copies, "copies")?,
         state_dir: raw.state_dir,
         host: raw.host,
         intervals,
@@ -241,29 +249,36 @@ fn interval(table: toml::Table, place: &str) -> Result<IntervalConfig, ConfigErr
     if let Some(schedule) = &raw.schedule {
         one_plain_line(schedule, &format!("{place}.schedule"))?;
     }
+    let copies = raw.copies.map(|c| named_once(c, &format!("{place}.copies"))).transpose()?;
     Ok(IntervalConfig {
-        policy: policy(&raw, place)?,
+        policy: policy(raw.keep, raw.delete_older_than, raw.max_total_bytes, place)?,
         services: raw.services,
         timeout: duration(raw.timeout),
         schedule: raw.schedule,
+        copies,
     })
 }
 
-fn policy(raw: &RawInterval, place: &str) -> Result<Option<Policy>, ConfigError> {
-    let keep = match raw.keep {
+pub(super) fn policy(
+    keep: Option<Keep>,
+    delete_older_than: Option<Span>,
+    max_total_bytes: Option<Size>,
+    place: &str,
+) -> Result<Option<Policy>, ConfigError> {
+    let keep = match keep {
         Some(Keep::Last(n)) => Some(KeepLast::new(n).map(Policy::keeping)),
         Some(Keep::Ladder(ladder)) => Some(ladder.checked().map(Policy::keeping)),
         None => None,
     };
     let mut policy = keep.transpose().map_err(|e| e.at(format!("{place}.keep")))?;
-    if let Some(Span(age)) = raw.delete_older_than {
+    if let Some(Span(age)) = delete_older_than {
         let limit = DeleteOlderThan::new(age).map_err(|e| e.at(format!("{place}.delete_older_than")))?;
         policy = Some(match policy {
             Some(policy) => policy.limited_by(limit),
             None => Policy::limited_only_by(limit),
         });
     }
-    if let Some(Size(bytes)) = raw.max_total_bytes {
+    if let Some(Size(bytes)) = max_total_bytes {
         let limit = MaxTotalBytes::new(bytes).map_err(|e| e.at(format!("{place}.max_total_bytes")))?;
         policy = Some(match policy {
             Some(policy) => policy.limited_by(limit),
@@ -274,14 +289,14 @@ fn policy(raw: &RawInterval, place: &str) -> Result<Option<Policy>, ConfigError>
 }
 
 fn limits(raw: &RawLimits) -> Result<Limits, ConfigError> {
-    refuse(raw.bandwidth, "limiting the bandwidth", "limits.bandwidth")?;
     refuse(raw.io_priority, "setting the I/O priority", "limits.io_priority")?;
     for (value, key) in [(raw.threads, "threads"), (raw.parallel, "parallel")] {
         if value == Some(0) {
             return Err(ConfigError::new("must be at least 1").at(format!("limits.{key}")));
         }
     }
-    Ok(Limits { threads: raw.threads, parallel: raw.parallel })
+    let bandwidth = raw.bandwidth.map(|Rate(bytes)| bytes);
+    Ok(Limits { threads: raw.threads, parallel: raw.parallel, bandwidth })
 }
 
 fn compression_level(raw: &RawCompression) -> Result<i32, ConfigError> {

@@ -63,6 +63,31 @@ impl<'de> Deserialize<'de> for Size {
     }
 }
 
+/// A rate: `50MiB/s`. Never zero.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Rate(pub(super) u64);
+
+impl<'de> Deserialize<'de> for Rate {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        struct RateVisitor;
+        impl Visitor<'_> for RateVisitor {
+            type Value = Rate;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("bytes in a second, such as \"50MiB/s\"")
+            }
+            fn visit_str<E: Error>(self, text: &str) -> Result<Rate, E> {
+                let bytes = text.strip_suffix("/s").and_then(|b| b.parse::<bytesize::ByteSize>().ok());
+                match bytes.map(|b| b.as_u64()) {
+                    Some(0) => Err(E::custom("the rate must not be zero")),
+                    Some(bytes) if bytes < u64::MAX => Ok(Rate(bytes)),
+                    _ => Err(E::invalid_value(Unexpected::Str(text), &self)),
+                }
+            }
+        }
+        d.deserialize_any(RateVisitor)
+    }
+}
+
 /// What `keep` says: a number, or a ladder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Keep {
@@ -123,6 +148,15 @@ mod tests {
         }
         for bad in ["-1", "'-1'", "'500 XB'", "'GB'", "''", "'1e3'", "true", "'99999999999 EiB'"] {
             assert!(parse::<Size>(bad).is_err(), "{bad}: {:?}", parse::<Size>(bad));
+        }
+    }
+
+    #[test]
+    fn rates() {
+        assert_eq!(parse::<Rate>("'50MiB/s'"), Ok(Rate(50 << 20)));
+        assert_eq!(parse::<Rate>("'1 kB/s'"), Ok(Rate(1000)));
+        for bad in ["'50MiB'", "'0B/s'", "50", "'/s'", "'fast'", "'-1B/s'"] {
+            assert!(parse::<Rate>(bad).is_err(), "{bad}");
         }
     }
 

@@ -64,8 +64,13 @@ impl Engine {
                 inner.one_service(&run, &name, &interval, usual).await
             }
         });
-        let steps = steps.await;
-        Ok(inner.finish(&run, steps).await)
+        let mut steps = steps.await;
+        // Every service is undisturbed and its backup safe by now: however slow or broken another store is.
+        let copied = inner.copy_after(&run, &services, &request.interval).await;
+        steps.extend(copied.steps);
+        let report = inner.finish(&run, steps).await;
+        inner.tell_destinations(&report, &copied.destinations).await;
+        Ok(report)
     }
 }
 

@@ -156,6 +156,7 @@ impl Inner {
             started_at: now,
             commit_deadline: now + TimeDelta::from_std(until).unwrap_or(TimeDelta::days(1)),
             tool: self.tool.clone(),
+            copied_from: None,
         };
         self.catalog.reserve(name, interval, reservation).await
     }

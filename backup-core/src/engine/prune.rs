@@ -54,7 +54,8 @@ impl Engine {
         for name in self.inner.services_or_all(&request.services)? {
             let filter = Filter { service: Some(name.clone()), interval: request.interval.clone() };
             let listing = self.inner.catalog.list(&filter).await?;
-            plans.extend(self.inner.plan_series(&name, &listing, request.include_legacy)?);
+            let read = self.inner.catalog.being_read(&name).await?;
+            plans.extend(self.inner.plan_series(&name, &listing, &read, request.include_legacy)?);
         }
         Ok(plans)
     }
@@ -90,6 +91,7 @@ impl Inner {
         &self,
         name: &ServiceName,
         listing: &Listing,
+        being_read: &[BackupId],
         include_legacy: bool,
     ) -> Result<Vec<SeriesPlan>, BackupError> {
         // What a restore of this host reads or may resume must stay.
@@ -105,7 +107,7 @@ impl Inner {
             let Some(state) = retention_state(entry) else { continue };
             let mut item = PlanEntry::new(entry.id.clone(), entry.size_bytes(), state);
             item.held = entry.held();
-            item.in_use = in_use.contains(&entry.id);
+            item.in_use = in_use.contains(&entry.id) || being_read.contains(&entry.id);
             item.verified_by_restore = entry.verified_by_restore();
             series.entry(entry.id.interval.clone()).or_default().push(item);
         }
@@ -158,13 +160,15 @@ impl Inner {
                 step.notes.push(format!("gave up {}", entry.id));
             }
         }
-        let plans = self.plan_series(name, &listing, include_legacy)?;
+        let plans = self.plan_series(name, &listing, &[], include_legacy)?;
         if plans.iter().all(|p| p.plan.deletions().next().is_none()) {
             return Ok(());
         }
         // What is kept is the reason for what goes: a cache that is behind must not stand in for a rotten metadata.json.
         let listing = self.catalog.list_uncached(filter).await?;
-        let plans = self.plan_series(name, &listing, include_legacy)?;
+        // What a copier reads on any host stays until the next time.
+        let read = self.catalog.being_read(name).await?;
+        let plans = self.plan_series(name, &listing, &read, include_legacy)?;
         let lease = self.catalog.lease(&format!("retention-{name}"), &run.id, &self.host, LEASE).await;
         // On a full disk not even a lease can be written, and pruning is what helps then.
         let lease = match lease {
@@ -205,7 +209,7 @@ impl Inner {
 }
 
 /// How retention sees an entry; `None` for what is the sweeper's.
-fn retention_state(entry: &Entry) -> Option<EntryState> {
+pub(super) fn retention_state(entry: &Entry) -> Option<EntryState> {
     Some(match entry.state {
         BackupState::Good => EntryState::Good,
         BackupState::Suspect => EntryState::Suspect,

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::{Inner, Run, millis};
 use crate::error::chain;
 use crate::event::{Event, Outcome};
-use crate::id::{BackupId, RunId, ServiceName};
+use crate::id::{BackupId, RunId, ServiceName, StoreName};
 
 /// What one verb did.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,6 +76,23 @@ pub struct StepReport {
     /// What an operator should know, one line each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
+    /// Of a copy to another store: what of it is there now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub copies: Option<CopyReport>,
+}
+
+/// What was copied of one service to one store.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopyReport {
+    /// Where to.
+    pub to: StoreName,
+    /// What was copied, newest first.
+    pub copied: Vec<BackupId>,
+    /// How many were there already.
+    pub there: usize,
+    /// What was not copied although it was wanted there, one line each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub left_out: Vec<String>,
 }
 
 /// A part of a step.
@@ -101,6 +118,7 @@ impl StepReport {
             phases: Vec::new(),
             error: None,
             notes: Vec::new(),
+            copies: None,
         }
     }
 

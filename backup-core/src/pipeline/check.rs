@@ -140,6 +140,26 @@ pub async fn check_stored(mut stored: ByteStream<StoreError>, file: &StoredFile)
     observer.finish().await.map_err(StoredFault::Damaged)
 }
 
+/// As [`check_stored`], of bytes that somebody else passes on meanwhile.
+#[derive(Debug)]
+pub(crate) struct StoredCheck(Observer<()>);
+
+impl StoredCheck {
+    pub(crate) fn new(file: &StoredFile) -> Self {
+        Self(Observer::spawn("the hash", FilesObserver::new(vec![file.clone()])))
+    }
+
+    /// Fails as soon as there are more bytes than recorded.
+    pub(crate) async fn send(&mut self, chunk: bytes::Bytes) -> Result<(), AdapterError> {
+        self.0.send(chunk).await
+    }
+
+    /// What the bytes, all of them, are.
+    pub(crate) async fn finish(self) -> Result<(), AdapterError> {
+        self.0.finish().await
+    }
+}
+
 /// What [`drain`] saw.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]

@@ -1,0 +1,188 @@
+//! Copies from other stores: the same directory under the same name, and what is being read for one.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use chrono::{DateTime, TimeDelta, Utc};
+use futures::TryStreamExt;
+use serde::{Deserialize, Serialize};
+
+use super::draft::create_or_same;
+use super::{
+    BackupState, Catalog, Draft, Entry, METADATA, RUN, TOMBSTONE, file, fixed_key, json, read_small,
+};
+use crate::error::{BackupError, StoreError};
+use crate::id::{BackupId, RunId, ServiceName, StoreKey};
+use crate::metadata::{Metadata, Process, Reservation, Status};
+
+/// What a store says to a copy of a backup.
+#[derive(Debug)]
+pub(crate) enum Adopted {
+    /// Its directory is ours to fill.
+    Draft(Box<Draft>),
+    /// This very backup is there.
+    There,
+    /// Something else is there, which is left alone.
+    Conflict(String),
+}
+
+/// Who reads which backups: `.leases/reading/<run>-<random>.<service>.json`. Retention leaves them alone.
+#[derive(Debug, Serialize, Deserialize)]
+struct Reading {
+    run_id: RunId,
+    host: String,
+    process: Process,
+    expires_at: DateTime<Utc>,
+    service: ServiceName,
+    ids: Vec<BackupId>,
+}
+
+/// Backups that are being read. [`release`](Self::release) it; else it expires.
+#[derive(Debug)]
+#[must_use = "what is not released keeps retention waiting until it expires"]
+pub(crate) struct Pin {
+    catalog: Catalog,
+    key: StoreKey,
+}
+
+impl Catalog {
+    /// Reserves the directory of a copy, under the name that the backup has in its store of origin. `metadata` is the
+    /// text of its metadata.json. The caller holds the lease on copies of the service.
+    pub(crate) async fn adopt(
+        &self,
+        id: &BackupId,
+        metadata: &Bytes,
+        reservation: Reservation,
+    ) -> Result<Adopted, BackupError> {
+        let failed = |e| BackupError::store(format!("reserve the copy of {id}"), e);
+        let keys: Vec<StoreKey> =
+            self.store.list_keys(Some(&id.dir())).try_collect().await.map_err(failed)?;
+        let has = |name: &str| keys.iter().any(|k| k.file_name() == name);
+        let conflict = |why: &str| Ok(Adopted::Conflict(format!("{id} {why}: it is left alone")));
+        if has(METADATA) {
+            let there = read_small(self.store.as_ref(), &file(id, METADATA)).await.map_err(failed)?;
+            if there == *metadata {
+                return Ok(Adopted::There);
+            }
+            let status = serde_json::from_slice::<Metadata>(&there).map(|m| m.status);
+            return conflict(match status {
+                Ok(Status::Aborted) => "was given up there, and its writer may still wake up",
+                _ => "is another backup there",
+            });
+        }
+        if has(TOMBSTONE) {
+            return conflict("is being deleted there");
+        }
+        if has(RUN) {
+            return conflict("is being written there by somebody else");
+        }
+        if !keys.is_empty() {
+            return conflict("is something else there");
+        }
+        match create_or_same(self.store.as_ref(), &file(id, RUN), json(&reservation)?).await {
+            Ok(()) => Ok(Adopted::Draft(Box::new(Draft::new(self.clone(), id.clone(), reservation)))),
+            Err(e) if e.is_already_exists() => conflict("was begun there by somebody else just now"),
+            Err(e) => Err(failed(e)),
+        }
+    }
+
+    /// Removes what a copy that ended midway has left, whole: a half copy is made anew rather than completed, because
+    /// completing it would mean to exchange its reservation, and a death between the two leaves a directory that nobody
+    /// owns. The caller holds the lease on copies of the service. Returns whether anything was removed.
+    ///
+    /// Only if its time is over, or `is_dead` knows that nobody works on it: then no commit can arrive any more.
+    pub(crate) async fn clear_half_copy(
+        &self,
+        entry: &Entry,
+        is_dead: impl Fn(&Reservation) -> bool,
+    ) -> Result<bool, BackupError> {
+        let id = &entry.id;
+        let failed = |e| BackupError::store(format!("remove the unfinished copy of {id}"), e);
+        if !matches!(entry.state, BackupState::Incomplete | BackupState::Aborted) {
+            return Ok(false);
+        }
+        let Some(reservation) = self.reservation(id).await?.filter(|r| r.copied_from.is_some()) else {
+            return Ok(false);
+        };
+        if self.clock.now() <= reservation.commit_deadline && !is_dead(&reservation) {
+            return Ok(false);
+        }
+        if entry.state == BackupState::Incomplete {
+            // Whoever creates it decides, here as everywhere.
+            let mark = super::delete::aborted_mark(id, &reservation, self.store_id(), self.clock.now());
+            match self.store.create(&file(id, METADATA), json(&mark)?).await {
+                Ok(()) => {}
+                Err(e) if e.is_already_exists() => return Ok(false),
+                Err(e) => return Err(failed(e)),
+            }
+        }
+        self.remove_data(id).await?;
+        // The reservation last: what is left at any point is found and removed the next time.
+        self.store.delete(&file(id, METADATA)).await.map_err(failed)?;
+        self.store.delete_prefix(&id.dir()).await.map_err(failed)?;
+        Ok(true)
+    }
+
+    /// Says that backups of `service` are being read, for at most `ttl`.
+    pub(crate) async fn pin(
+        &self,
+        service: &ServiceName,
+        ids: Vec<BackupId>,
+        run: &RunId,
+        host: &str,
+        ttl: Duration,
+    ) -> Result<Pin, BackupError> {
+        // One run may read for several stores.
+        let name = format!("{run}-{}.{service}.json", uuid::Uuid::new_v4().simple());
+        let key = reading_key().join(&name).map_err(|e| BackupError::Refused(e.to_string()))?;
+        let reading = Reading {
+            run_id: run.clone(),
+            host: host.to_owned(),
+            process: Process::this(),
+            expires_at: self.clock.now() + TimeDelta::from_std(ttl).unwrap_or(TimeDelta::days(1)),
+            service: service.clone(),
+            ids,
+        };
+        create_or_same(self.store.as_ref(), &key, json(&reading)?)
+            .await
+            .map_err(|e| BackupError::store("say which backups are being read", e))?;
+        Ok(Pin { catalog: self.clone(), key })
+    }
+
+    /// The backups of `service` that are being read by anybody. What dead readers left is removed.
+    pub(crate) async fn being_read(&self, service: &ServiceName) -> Result<Vec<BackupId>, BackupError> {
+        let failed = |e| BackupError::store("see which backups are being read", e);
+        let suffix = format!(".{service}.json");
+        let keys: Vec<StoreKey> =
+            self.store.list_keys(Some(&reading_key())).try_collect().await.map_err(failed)?;
+        let mut ids = Vec::new();
+        for key in keys.iter().filter(|k| k.file_name().ends_with(&suffix)) {
+            let text = match read_small(self.store.as_ref(), key).await {
+                Ok(text) => text,
+                Err(StoreError::NotFound { .. }) => continue,
+                Err(e) => return Err(failed(e)),
+            };
+            let Ok(reading) = serde_json::from_slice::<Reading>(&text) else { continue };
+            if self.clock.now() >= reading.expires_at || reading.process.is_dead() {
+                if let Err(error) = self.store.delete(key).await {
+                    tracing::debug!(%error, "What a dead reader left could not be removed.");
+                }
+            } else if reading.service == *service {
+                ids.extend(reading.ids);
+            }
+        }
+        Ok(ids)
+    }
+}
+
+impl Pin {
+    /// Nobody reads them any more.
+    pub(crate) async fn release(self) -> Result<(), BackupError> {
+        let deleted = self.catalog.store.delete(&self.key).await;
+        deleted.map_err(|e| BackupError::store("say that backups are not read any more", e))
+    }
+}
+
+fn reading_key() -> StoreKey {
+    fixed_key(".leases/reading")
+}
