@@ -11,6 +11,7 @@ use backup_core::{
     ByteStream, ObjectInfo, Space, Store, StoreCapabilities, StoreError, StoreKey, StoreWriter, WriteOptions,
 };
 use bytes::Bytes;
+use chrono::SubsecRound as _;
 use futures::stream::BoxStream;
 use futures::{StreamExt as _, TryStreamExt as _};
 use object_store::path::Path;
@@ -135,7 +136,9 @@ impl ObjectStore {
 }
 
 fn info(key: StoreKey, meta: ObjectMeta) -> ObjectInfo {
-    ObjectInfo { key, bytes: meta.size, modified: Some(meta.last_modified), version: meta.e_tag }
+    // Listings have fractions of a second, the header of an object has none: the same object has one time.
+    let modified = Some(meta.last_modified.trunc_subsecs(0));
+    ObjectInfo { key, bytes: meta.size, modified, version: meta.e_tag }
 }
 
 fn retryable(operation: &'static str, key: &StoreKey, source: backup_core::BoxError) -> StoreError {
