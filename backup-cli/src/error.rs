@@ -82,8 +82,8 @@ impl From<BackupError> for CliError {
         match e {
             BackupError::Config(e) => e.into(),
             BackupError::Cancelled => Self::interrupted(),
-            e => match hint(&e) {
-                Some(hint) => Self::failed(chain(&e)).hint(hint),
+            e => match backup_core::advice(&e).or_else(|| hint(&e)) {
+                Some(hint) => Self::failed(chain(&e)).hint(one_line(hint)),
                 None => Self::failed(chain(&e)),
             },
         }

@@ -3,6 +3,10 @@
 #![cfg(feature = "object")]
 #![expect(clippy::unwrap_used, reason = "assertions of tests")]
 
+mod faults;
+mod promises;
+mod proxy;
+mod rights;
 mod server;
 
 use backup_core::store_conformance_tests;

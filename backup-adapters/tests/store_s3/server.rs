@@ -112,6 +112,11 @@ fn address(container: &str, port: u16) -> Option<SocketAddr> {
 }
 
 impl Bucket {
+    /// The same bucket, by way of a proxy.
+    pub(crate) fn by(self, address: SocketAddr) -> Self {
+        Self { address, ..self }
+    }
+
     /// The options of a store in it.
     pub(crate) fn options(&self) -> BTreeMap<String, String> {
         [
