@@ -18,11 +18,14 @@ use futures::{StreamExt as _, TryStreamExt as _};
 use object_store::path::Path;
 use object_store::{Attribute, Attributes, ObjectMeta, ObjectStoreExt as _};
 
+mod chain;
 mod create;
 mod fault;
 mod open;
 mod read;
 mod write;
+
+pub(crate) use chain::complete;
 
 /// The most that is read into memory to move or compare an object (16 MiB). Only small objects are moved.
 const SMALL_BYTES: u64 = 16 << 20;

@@ -16,6 +16,7 @@ use super::{
 use crate::error::ConfigError;
 use crate::id::{Interval, ServiceName};
 use crate::retention::{DeleteOlderThan, KeepLast, MaxTotalBytes, Policy};
+use crate::secret::SecretRef;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -58,7 +59,35 @@ enum OneOrMany {
 struct RawStore {
     url: String,
     #[serde(default)]
-    options: BTreeMap<String, String>,
+    options: BTreeMap<String, RawOption>,
+}
+
+impl RawStore {
+    fn parsed(self) -> StoreConfig {
+        let mut store = StoreConfig::new(self.url);
+        for (key, value) in self.options {
+            let text = match value {
+                RawOption::Secret(reference) => {
+                    store.secrets.insert(key, reference);
+                    continue;
+                }
+                RawOption::Text(text) => text,
+                RawOption::Flag(flag) => flag.to_string(),
+                RawOption::Number(number) => number.to_string(),
+            };
+            store.options.insert(key, text);
+        }
+        store
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "a text, true, false, a number, or a secret such as { env = … }")]
+enum RawOption {
+    Text(String),
+    Flag(bool),
+    Number(i64),
+    Secret(SecretRef),
 }
 
 #[derive(Deserialize)]
@@ -142,7 +171,7 @@ pub(super) fn read(table: toml::Table) -> Result<Config, ConfigError> {
     }
     Ok(Config {
         file_name: None,
-        store: StoreConfig { url: store.url, options: store.options },
+        store: store.parsed(),
         state_dir: raw.state_dir,
         host: raw.host,
         intervals,
