@@ -103,9 +103,20 @@ pub fn builtin_adapters() -> AdapterRegistry {
     r
 }
 
-/// Every store that this build has, by URL scheme.
+/// Every store that this build has, by URL scheme. None of them knows the environment.
 #[must_use]
 pub fn builtin_stores() -> StoreRegistry {
+    builtin_stores_in(|_| None)
+}
+
+/// The same for programs that have an environment: what configures the clients of clouds everywhere, `AWS_REGION` above
+/// all, configures the stores here. `environment` looks a variable up.
+#[must_use]
+pub fn builtin_stores_in(
+    environment: impl Fn(&str) -> Option<String> + Clone + Send + Sync + 'static,
+) -> StoreRegistry {
+    #[cfg(not(feature = "object"))]
+    drop(environment);
     let r = StoreRegistry::new().with_scheme("file", |url, options| async move {
         if let Some(key) = options.keys().next() {
             return Err(
@@ -119,8 +130,12 @@ pub fn builtin_stores() -> StoreRegistry {
         Ok(Arc::new(LocalStore::new(path)) as Arc<dyn Store>)
     });
     #[cfg(feature = "object")]
-    let r = r.with_scheme("s3", |url, options| async move {
-        stores::ObjectStore::from_url(url.as_str(), &options).map(|s| Arc::new(s) as Arc<dyn Store>)
+    let r = r.with_scheme("s3", move |url, options| {
+        let environment = environment.clone();
+        async move {
+            let options = stores::complete(options, &environment)?;
+            stores::ObjectStore::from_url(url.as_str(), &options).map(|s| Arc::new(s) as Arc<dyn Store>)
+        }
     });
     #[cfg(not(feature = "object"))]
     let r = r.with_disabled("s3", "object");

@@ -3,3 +3,4 @@
 mod object;
 
 pub use object::ObjectStore;
+pub(crate) use object::complete;

@@ -188,9 +188,12 @@ async fn a_dead_network_ends_as_a_retryable_error() {
     network.lose_answers.store(usize::MAX, Ordering::SeqCst);
     let blocker = over(&network);
     // Every attempt overwrites nothing and hears nothing: the first lands, the others are answered with an error.
+    let began = tokio::time::Instant::now();
     let e = blocker.create(&key("a"), Bytes::from_static(b"x")).await.unwrap_err();
     assert!(matches!(e, StoreError::Other { retryable: true, .. }), "{e:?}");
-    assert_eq!(network.puts.load(Ordering::SeqCst), 5);
+    let (waited, puts) = (began.elapsed(), network.puts.load(Ordering::SeqCst));
+    assert!((180..190).contains(&waited.as_secs()), "{waited:?}");
+    assert!((25..100).contains(&puts), "with pauses that grow, and not beyond all measure: {puts}");
 }
 
 #[tokio::test]

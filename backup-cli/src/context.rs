@@ -292,7 +292,12 @@ impl Context {
             })?;
             keep_out_of_git(&root)?;
         }
-        Ok(self.cli.stores.open(store).await?)
+        // A secret may be the output of a program.
+        let named = store.clone();
+        let resolved = tokio::task::spawn_blocking(move || named.resolved(&Secrets)).await;
+        let resolved = resolved
+            .map_err(|e| CliError::failed("cannot look up the secrets of the store").because(&e))??;
+        Ok(self.cli.stores.open(&resolved).await?)
     }
 
     fn events(&self) -> Arc<dyn EventSink> {

@@ -93,8 +93,8 @@ impl From<BackupError> for CliError {
             e => {
                 let lacks_key = matches!(e, BackupError::NoKey { .. });
                 let error = Self { lacks_key, ..Self::failed(chain(&e)) };
-                match hint(&e) {
-                    Some(hint) => error.hint(hint),
+                match backup_core::advice(&e).or_else(|| hint(&e)) {
+                    Some(hint) => error.hint(one_line(hint)),
                     None => error,
                 }
             }

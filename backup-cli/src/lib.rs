@@ -94,7 +94,7 @@ impl Cli {
     /// If one of the same name was added before: a mistake in the program, found at its start.
     pub fn with_builtins(mut self) -> Self {
         self.adapters = self.adapters.merged(backup_adapters::builtin_adapters());
-        self.stores = self.stores.merged(backup_adapters::builtin_stores());
+        self.stores = self.stores.merged(backup_adapters::builtin_stores_in(environment::var));
         self
     }
 

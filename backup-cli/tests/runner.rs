@@ -27,6 +27,7 @@ mod redis_kills;
 mod redis_unit;
 mod restore;
 mod retention;
+mod s3;
 mod stack;
 mod streams;
 mod support;

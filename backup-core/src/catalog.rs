@@ -36,6 +36,7 @@ mod lease;
 mod legacy;
 mod links;
 mod listing;
+mod probe;
 
 pub(crate) use copies::Adopted;
 pub use delete::{DeleteReport, PurgeExternal};
@@ -85,9 +86,13 @@ impl Catalog {
     /// Marks `store` as a store, unless it is one. Returns the catalog, and whether the mark is new.
     ///
     /// # Errors
+    /// [`BackupError::Refused`] if the store claims that its `create` is exclusive, and a second one replaced the first;
     /// [`BackupError::Store`].
     pub async fn init(store: Arc<dyn Store>, clock: Arc<dyn Clock>) -> Result<(Self, bool), BackupError> {
         let key = mark_key();
+        if store.head(&key).await.is_err() {
+            probe::exclusive_create(store.as_ref()).await?;
+        }
         let mark =
             StoreMark { id: uuid::Uuid::new_v4().to_string(), layout: LAYOUT, created_at: clock.now() };
         let created = match draft::create_or_same(store.as_ref(), &key, json(&mark)?).await {

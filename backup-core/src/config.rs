@@ -31,7 +31,7 @@ use crate::id::{Interval, ServiceName, StoreName};
 use crate::plan::BackupPlan;
 use crate::registry::{AdapterRegistry, without_password};
 use crate::retention::Policy;
-use crate::secret::SecretRef;
+use crate::secret::{SecretRef, SecretResolver};
 
 pub(crate) mod explain;
 mod raw;
@@ -136,12 +136,35 @@ pub struct StoreConfig {
     pub url: String,
     /// What else the store wants to know.
     pub options: BTreeMap<String, String>,
+    /// Options that are secrets, and where each is kept.
+    pub secrets: BTreeMap<String, SecretRef>,
+}
+
+impl StoreConfig {
+    /// The store at `url`, without options.
+    pub fn new(url: impl Into<String>) -> Self {
+        Self { url: url.into(), options: BTreeMap::new(), secrets: BTreeMap::new() }
+    }
+
+    /// The same with the secrets among its options, for [`StoreRegistry::open`](crate::StoreRegistry::open). Not to be kept.
+    ///
+    /// # Errors
+    /// [`ConfigError`] that names the option, and the reference.
+    pub fn resolved(&self, secrets: &dyn SecretResolver) -> Result<Self, ConfigError> {
+        let mut open =
+            Self { url: self.url.clone(), options: self.options.clone(), secrets: BTreeMap::new() };
+        for (key, reference) in &self.secrets {
+            let secret = secrets.resolve(reference).map_err(|e| e.at(format!("store.options.{key}")))?;
+            open.options.insert(key.clone(), secret.expose().to_owned());
+        }
+        Ok(open)
+    }
 }
 
 impl fmt::Debug for StoreConfig {
     /// Shows which options there are, not their values, and no password: some stores take secrets there.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let options: Vec<&String> = self.options.keys().collect();
+        let options: Vec<&String> = self.options.keys().chain(self.secrets.keys()).collect();
         f.debug_struct("StoreConfig")
             .field("url", &without_password(&self.url))
             .field("options", &options)
@@ -258,7 +281,7 @@ impl Config {
     pub fn new(store_url: impl Into<String>) -> Self {
         Self {
             file_name: None,
-            store: StoreConfig { url: store_url.into(), options: BTreeMap::new() },
+            store: StoreConfig::new(store_url),
             stores: BTreeMap::new(),
             copies: Vec::new(),
             state_dir: None,

@@ -28,6 +28,50 @@ pub fn chain(error: &(dyn Error + 'static)) -> String {
     out
 }
 
+/// What to do about `error`, if one of its causes knows.
+#[must_use]
+pub fn advice<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a str> {
+    let mut next = Some(error);
+    while let Some(e) = next {
+        let config = e.downcast_ref::<ConfigError>().and_then(ConfigError::help);
+        if let Some(help) = config.or_else(|| e.downcast_ref::<Advice>().map(Advice::help)) {
+            return Some(help);
+        }
+        next = e.source();
+    }
+    None
+}
+
+/// A cause that knows what to do: what stands between an error of ours and the words of somebody else's server.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct Advice {
+    message: String,
+    help: String,
+    #[source]
+    source: Option<BoxError>,
+}
+
+impl Advice {
+    /// What is wrong, as a cause, and what to do about it.
+    pub fn new(message: impl Into<String>, help: impl Into<String>) -> Self {
+        Self { message: message.into(), help: help.into(), source: None }
+    }
+
+    /// Adds the cause.
+    #[must_use]
+    pub fn with_source(mut self, source: impl Into<BoxError>) -> Self {
+        self.source = Some(source.into());
+        self
+    }
+
+    /// What to do.
+    #[must_use]
+    pub fn help(&self) -> &str {
+        &self.help
+    }
+}
+
 /// What kind of trouble an adapter met.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
@@ -433,6 +477,16 @@ mod tests {
             source: cause,
         };
         assert_eq!(chain(&e), "service `redis` failed to produce its data: read `a`: disk on fire");
+    }
+
+    #[test]
+    fn help_is_found_among_the_causes() {
+        let cause = Advice::new("a right is missing", "ask for it").with_source("the server says so");
+        let key = StoreKey::new("a").unwrap();
+        let e = BackupError::store("list", StoreError::other("list", &key, cause));
+        assert_eq!(advice(&e), Some("ask for it"));
+        assert!(chain(&e).ends_with("a right is missing: the server says so"));
+        assert_eq!(advice(&BackupError::Cancelled), None);
     }
 
     #[test]

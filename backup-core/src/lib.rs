@@ -97,7 +97,8 @@ pub use clock::{Clock, SystemClock};
 pub use context::OpContext;
 pub use engine::Engine;
 pub use error::{
-    AdapterError, AdapterErrorKind, BackupError, BoxError, ConfigError, Stage, StoreError, chain,
+    AdapterError, AdapterErrorKind, Advice, BackupError, BoxError, ConfigError, Stage, StoreError, advice,
+    chain,
 };
 pub use event::{Event, EventSink, NoEvents, Outcome};
 pub use id::{

@@ -142,6 +142,13 @@ impl StoreCapabilities {
         self.durable = durable;
         self
     }
+
+    /// Sets whether `create` is exclusive against other processes and hosts.
+    #[must_use]
+    pub const fn with_exclusive_create(mut self, exclusive: bool) -> Self {
+        self.exclusive_create = exclusive;
+        self
+    }
 }
 
 /// What an object is for; decides its storage class.

@@ -16,6 +16,8 @@ use backup_core::{
 use bytes::Bytes;
 use chrono::TimeDelta;
 
+#[path = "catalog/careless.rs"]
+mod careless;
 #[path = "catalog/deletion.rs"]
 mod deletion;
 #[path = "catalog/leases.rs"]

@@ -10,7 +10,8 @@ use backup_core::plan::BackupPlan;
 use backup_core::retention::{EntryState, KeepLast, PlanEntry, PlanOptions, Policy, RetentionPlan};
 use backup_core::{
     AdapterConfig, AdapterError, AdapterErrorKind, AdapterRegistry, BackupError, BuildContext, ConfigError,
-    DiscoverContext, Discovery, Interval, ServiceAdapter, ServiceName, StoreRegistry,
+    DiscoverContext, Discovery, Interval, Secret, SecretRef, SecretResolver, ServiceAdapter, ServiceName,
+    StoreRegistry,
 };
 use config_stub::{EnvConfig, FilesConfig, Stub, registry};
 use serde::Deserialize;
@@ -241,7 +242,7 @@ fn discovery_passes_on_what_is_covered_and_survives_one_that_fails() {
 }
 
 fn store(url: &str) -> StoreConfig {
-    StoreConfig { url: url.to_owned(), options: [("k".to_owned(), "v".to_owned())].into() }
+    StoreConfig { options: [("k".to_owned(), "v".to_owned())].into(), ..StoreConfig::new(url) }
 }
 
 #[tokio::test]
@@ -285,4 +286,41 @@ fn local_paths_are_known_for_exclusion() {
     ] {
         assert_eq!(store(url).local_path().as_deref(), path.map(Path::new), "{url}");
     }
+}
+
+#[derive(Debug)]
+struct Told;
+
+impl SecretResolver for Told {
+    fn resolve(&self, reference: &SecretRef) -> Result<Secret, ConfigError> {
+        match reference {
+            SecretRef::Env(name) if name == "KEY" => Ok(Secret::new("hunter2")),
+            other => Err(ConfigError::new(format!("no {other:?}"))),
+        }
+    }
+}
+
+#[test]
+fn options_of_a_store_may_be_secrets_which_show_nowhere() {
+    let text = "[store]\nurl = 's3://b/p'\n[store.options]\nregion = 'x'\nallow_http = true\n\
+                secret_access_key = { env = 'KEY' }\nsession_token = { file = 'token' }\n";
+    let plan = Config::parse(text, "backup.toml")
+        .unwrap()
+        .resolve(&AdapterRegistry::new(), "/etc/backup".as_ref())
+        .unwrap();
+    let mut store = plan.store;
+    assert_eq!(store.options["allow_http"], "true");
+    assert_eq!(store.secrets["session_token"], SecretRef::File("/etc/backup/token".into()));
+    let e = store.resolved(&Told).unwrap_err().to_string();
+    assert!(e.starts_with("store.options.session_token: "), "{e}");
+
+    store.secrets.remove("session_token");
+    let open = store.resolved(&Told).unwrap();
+    assert_eq!(open.options["secret_access_key"], "hunter2");
+    assert!(open.secrets.is_empty() && !format!("{store:?} {open:?}").contains("hunter2"));
+
+    let e = Config::parse("[store]\nurl = 'x'\n[store.options]\nkey = { vault = 'x' }", "f")
+        .unwrap_err()
+        .to_string();
+    assert!(e.contains("a secret such as"), "{e}");
 }

@@ -212,7 +212,7 @@ pub(crate) async fn main() -> Result<(), Box<dyn Error>> {
     std::fs::write(dir.path().join("notes/one"), "worth keeping")?;
 
     let shelf = Shelf::default();
-    let place = StoreConfig { url: "shelf://upper".to_owned(), options: BTreeMap::new() };
+    let place = StoreConfig::new("shelf://upper");
     let store = registry(&shelf).open(&place).await?;
     let adapters = AdapterRegistry::new().with::<backup_adapters::files::FilesConfig>();
     let engine = backup_examples::engine(CONFIG, &adapters, store, dir.path()).await?;

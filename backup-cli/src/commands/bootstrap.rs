@@ -113,7 +113,7 @@ impl Args {
             true => self.store.clone(),
             false => cx.dir.join(&self.store).components().collect::<PathBuf>().display().to_string(),
         };
-        StoreConfig { url, options: self.options.iter().cloned().collect() }
+        StoreConfig { options: self.options.iter().cloned().collect(), ..StoreConfig::new(url) }
     }
 
     /// The newest backup of the configuration that can be read, and what it holds.

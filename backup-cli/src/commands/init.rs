@@ -1,6 +1,5 @@
 //! `backup init`.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use backup_core::config::{Config, StoreConfig};
@@ -61,7 +60,7 @@ impl Args {
         let file = cx.dir.join(cx.global.config.as_deref().unwrap_or(Path::new("backup.toml")));
         let url =
             if store.contains("://") { store.to_owned() } else { cx.dir.join(store).display().to_string() };
-        let local = StoreConfig { url, options: BTreeMap::new() }.local_path();
+        let local = StoreConfig::new(url).local_path();
         let excluded = local.into_iter().collect();
         let survey = zero::survey(cx, excluded).await?;
         zero::tell(cx, &survey);

@@ -106,7 +106,46 @@ enum OneOrMany {
 struct RawStore {
     url: String,
     #[serde(default)]
-    options: BTreeMap<String, String>,
+    options: RawOptions,
+}
+
+/// What a store wants to know besides its URL.
+#[derive(Default, Deserialize)]
+#[serde(transparent)]
+pub(super) struct RawOptions(BTreeMap<String, RawOption>);
+
+impl RawStore {
+    fn parsed(self) -> StoreConfig {
+        self.options.of(self.url)
+    }
+}
+
+impl RawOptions {
+    pub(super) fn of(self, url: String) -> StoreConfig {
+        let mut store = StoreConfig::new(url);
+        for (key, value) in self.0 {
+            let text = match value {
+                RawOption::Secret(reference) => {
+                    store.secrets.insert(key, reference);
+                    continue;
+                }
+                RawOption::Text(text) => text,
+                RawOption::Flag(flag) => flag.to_string(),
+                RawOption::Number(number) => number.to_string(),
+            };
+            store.options.insert(key, text);
+        }
+        store
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "a text, true, false, a number, or a secret such as { env = … }")]
+enum RawOption {
+    Text(String),
+    Flag(bool),
+    Number(i64),
+    Secret(SecretRef),
 }
 
 #[derive(Deserialize)]
@@ -191,7 +230,7 @@ pub(super) fn read(table: toml::Table) -> Result<Config, ConfigError> {
     }
     Ok(Config {
         file_name: None,
-        store: StoreConfig { url: store.url, options: store.options },
+        store: store.parsed(),
         stores: stores::read(raw.stores)?,
         copies: named_once(raw.copies, "copies")?,
         state_dir: raw.state_dir,

@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use super::StoreConfig;
 use super::explain::{quoted_key, read_table};
-use super::raw::policy;
+use super::raw::{RawOptions, policy};
 use super::values::{Keep, Size, Span};
 use crate::error::ConfigError;
 use crate::id::{Interval, StoreName};
@@ -32,8 +32,12 @@ pub struct CopyStoreConfig {
 impl CopyStoreConfig {
     /// A store that keeps everything; the rest can be set by field.
     pub fn new(url: impl Into<String>) -> Self {
-        let store = StoreConfig { url: url.into(), options: BTreeMap::new() };
-        Self { store, secrets_in_clear: false, policy: None, intervals: BTreeMap::new() }
+        Self {
+            store: StoreConfig::new(url),
+            secrets_in_clear: false,
+            policy: None,
+            intervals: BTreeMap::new(),
+        }
     }
 }
 
@@ -42,7 +46,7 @@ impl CopyStoreConfig {
 struct RawCopyStore {
     url: String,
     #[serde(default)]
-    options: BTreeMap<String, String>,
+    options: RawOptions,
     #[serde(default)]
     secrets_in_clear: bool,
     keep: Option<Keep>,
@@ -91,7 +95,7 @@ fn one(table: toml::Table, place: &str) -> Result<CopyStoreConfig, ConfigError> 
         intervals.insert(name, kept);
     }
     Ok(CopyStoreConfig {
-        store: StoreConfig { url: raw.url, options: raw.options },
+        store: raw.options.of(raw.url),
         secrets_in_clear: raw.secrets_in_clear,
         policy: policy(raw.keep, raw.delete_older_than, raw.max_total_bytes, place)?,
         intervals,

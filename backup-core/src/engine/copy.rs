@@ -233,7 +233,12 @@ impl Inner {
     async fn open_store(&self, store: &PlannedStore) -> Result<Catalog, BackupError> {
         let named = |what: String| BackupError::Refused(format!("store `{}`: {what}", store.name));
         let opening = async {
-            let opened = self.stores.open(&store.store).await.map_err(|e| named(chain(&e)))?;
+            // A secret may be the output of a program.
+            let (config, secrets) = (store.store.clone(), Arc::clone(&self.secrets));
+            let resolved = tokio::task::spawn_blocking(move || config.resolved(secrets.as_ref())).await;
+            let resolved = resolved.map_err(|e| named(format!("the program failed inside: {e}")))?;
+            let resolved = resolved.map_err(|e| named(chain(&e)))?;
+            let opened = self.stores.open(&resolved).await.map_err(|e| named(chain(&e)))?;
             let catalog = Catalog::open(opened, Arc::clone(&self.clock)).await;
             catalog.map_err(|e| named(chain(&e)))
         };

@@ -79,12 +79,15 @@ impl StoreRegistry {
         self.factories.keys().copied()
     }
 
-    /// Makes the store. Relative paths were made absolute by [`Config::resolve`](crate::config::Config::resolve).
+    /// Makes the store; its secrets are [resolved](StoreConfig::resolved). Relative paths were made absolute by [`Config::resolve`](crate::config::Config::resolve).
     ///
     /// # Errors
     /// [`ConfigError`] for an unknown scheme, a malformed URL, or what the store itself objects to.
     pub async fn open(&self, store: &StoreConfig) -> Opened {
         let url = parse(&store.url)?;
+        if let Some(key) = store.secrets.keys().next() {
+            return Err(ConfigError::new("the secret was not looked up").at(format!("store.options.{key}")));
+        }
         let factory = self.factories.get(url.scheme()).ok_or_else(|| self.unknown_scheme(url.scheme()))?;
         factory(url, store.options.clone()).await.map_err(|e| e.at("store"))
     }
@@ -114,16 +117,18 @@ impl StoreConfig {
 
     /// Makes a relative path absolute; checks the form of a URL.
     pub(crate) fn relative_to(self, base: &Path) -> Result<Self, ConfigError> {
-        if is_url(&self.url) {
-            parse(&self.url)?;
-            return Ok(self);
+        let secrets = self.secrets.into_iter().map(|(key, secret)| (key, secret.relative_to(base))).collect();
+        let this = Self { secrets, ..self };
+        if is_url(&this.url) {
+            parse(&this.url)?;
+            return Ok(this);
         }
         // Collecting the components drops a leading `./`.
-        let path: PathBuf = base.join(&self.url).components().collect();
+        let path: PathBuf = base.join(&this.url).components().collect();
         let url = path.into_os_string().into_string().map_err(|path| {
             ConfigError::new(format!("the path `{}` is not UTF-8", path.display())).at("store.url")
         })?;
-        Ok(Self { url, ..self })
+        Ok(Self { url, ..this })
     }
 }
 

@@ -31,15 +31,15 @@ use crate::store::{Store, WriteOptions};
 /// One `#[tokio::test]` for each clause of the contract of [`Store`], in a module called `$name`.
 ///
 /// `$factory` is called once for each test, without arguments, and returns a future of an empty store, or of a pair of
-/// a store and a guard that lives as long as the test.
+/// a store and a guard that lives as long as the test. Attributes before the name go to each test: `#[ignore = "…"]`.
 #[macro_export]
 macro_rules! store_conformance_tests {
-    ($name:ident, $factory:expr $(,)?) => {
+    ($(#[$attribute:meta])* $name:ident, $factory:expr $(,)?) => {
         async fn $name() -> $crate::testkit::store_suite::Fixture {
             ($factory)().await.into()
         }
 
-        $crate::store_conformance_tests! { @clauses $name
+        $crate::store_conformance_tests! { @clauses [$($attribute)*] $name
             create_is_exclusive
             create_keeps_the_first_body
             an_unfinished_write_is_invisible
@@ -64,14 +64,16 @@ macro_rules! store_conformance_tests {
             errors_name_the_key
         }
     };
-    (@clauses $name:ident $($clause:ident)*) => {
+    (@clauses $attributes:tt $name:ident $($clause:ident)*) => {
         mod $name {
-            $(
-                #[tokio::test]
-                async fn $clause() {
-                    $crate::testkit::store_suite::$clause(super::$name().await).await;
-                }
-            )*
+            $($crate::store_conformance_tests! { @clause $attributes $name $clause })*
+        }
+    };
+    (@clause [$($attribute:meta)*] $name:ident $clause:ident) => {
+        $(#[$attribute])*
+        #[tokio::test]
+        async fn $clause() {
+            $crate::testkit::store_suite::$clause(super::$name().await).await;
         }
     };
 }

@@ -2,22 +2,36 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use backup_core::{ConfigError, StoreCapabilities};
 use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::memory::InMemory;
 use object_store::path::Path;
-use object_store::{ObjectStore as Backend, RetryConfig};
+use object_store::{BackoffConfig, ClientConfigKey, ObjectStore as Backend, RetryConfig};
 use url::Url;
 
 use super::ObjectStore;
+use super::create::LONGEST_PAUSE;
+
+/// How long requests are tried again, unless the options say it.
+const RETRY_FOR: Duration = Duration::from_secs(180);
+/// How long one request may take: a part of 16 MiB, of which four are on their way, over a line of 3 Mbit/s.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(180);
 
 impl ObjectStore {
     /// Opens the store that `url` names: `s3://bucket/prefix`, or `memory://`, which is empty and new at each call.
     ///
     /// For S3, `options` are those of `object_store`'s client: `region`, `endpoint`, `access_key_id`,
     /// `secret_access_key`, `session_token`, `allow_http`, `virtual_hosted_style_request`, `checksum_algorithm`, `timeout`
-    /// and others. Without keys the instance's role is asked. Nothing is taken from the environment, and no connection is
+    /// `server_side_encryption` (`AES256` or `aws:kms`) with `sse_kms_key_id`, and others; besides:
+    ///
+    /// * `single_writer = "true"`: the server does not know conditional puts, and one process at a time writes to the store.
+    ///   Then [`StoreCapabilities::exclusive_create`] is false.
+    /// * `retry_for`: how long a request is tried again (3 minutes).
+    /// * `storage_class`: the class of artifacts; what is read often stays in the usual one.
+    ///
+    /// Without keys the instance's role is asked. Nothing is taken from the environment, and no connection is
     /// made.
     ///
     /// # Errors
@@ -49,22 +63,34 @@ impl ObjectStore {
             },
             ("memory", Some(_)) => Err(bad("names a host: write `memory:///prefix`")),
             ("s3", Some(bucket)) => {
-                let client = |retry: RetryConfig| {
+                let mut options = options.clone();
+                let own = Own::take(&mut options)?;
+                let client = |max_retries: usize| {
+                    // Those of the client are 30 s, in which a slow line does not take a part.
+                    let patient = AmazonS3Builder::new().with_config(
+                        AmazonS3ConfigKey::Client(ClientConfigKey::Timeout),
+                        format!("{}s", REQUEST_TIMEOUT.as_secs()),
+                    );
                     options
                         .iter()
-                        .try_fold(AmazonS3Builder::new(), |builder, (key, value)| {
+                        .try_fold(patient, |builder, (key, value)| {
                             let name = key.to_ascii_lowercase().parse::<AmazonS3ConfigKey>();
                             name.map(|name| builder.with_config(name, value)).map_err(|_| unknown(key))
                         })?
                         .with_bucket_name(bucket)
-                        .with_retry(retry)
+                        .with_retry(own.retry(max_retries))
                         .build()
                         .map_err(|e| bad(&format!("cannot be used: {e}")))
                 };
-                let once = RetryConfig { max_retries: 0, ..RetryConfig::default() };
-                let (inner, once) = (client(RetryConfig::default())?, client(once)?);
+                let (inner, once) = (client(usize::MAX)?, client(0)?);
                 let shown = url.trim_end_matches('/').to_owned();
-                Self::from_parts(Arc::new(inner), Some(Arc::new(once)), prefix.as_ref(), shown)
+                let store = Self::from_parts(Arc::new(inner), Some(Arc::new(once)), prefix.as_ref(), shown)?;
+                Ok(Self {
+                    capabilities: StoreCapabilities::full().with_exclusive_create(!own.single_writer),
+                    retry_for: own.retry_for,
+                    storage_class: own.storage_class,
+                    ..store
+                })
             }
             ("s3", None) => Err(bad("names no bucket")),
             (scheme, _) => Err(bad(&format!("cannot be opened: no store speaks `{scheme}`"))),
@@ -87,7 +113,15 @@ impl ObjectStore {
         let prefix = Path::parse(prefix)
             .map_err(|e| ConfigError::new(format!("`{prefix}` is not a usable prefix: {e}")))?;
         let once = once.unwrap_or_else(|| Arc::clone(&inner));
-        Ok(Self { inner, once, prefix, url, capabilities: StoreCapabilities::full() })
+        Ok(Self {
+            inner,
+            once,
+            prefix,
+            url,
+            capabilities: StoreCapabilities::full(),
+            retry_for: RETRY_FOR,
+            storage_class: None,
+        })
     }
 
     /// Says what the storage guarantees; [`StoreCapabilities::full`] unless set.
@@ -95,6 +129,43 @@ impl ObjectStore {
     pub fn with_capabilities(mut self, capabilities: StoreCapabilities) -> Self {
         self.capabilities = capabilities;
         self
+    }
+}
+
+/// Options that the client does not know.
+#[derive(Debug)]
+struct Own {
+    single_writer: bool,
+    retry_for: Duration,
+    storage_class: Option<String>,
+}
+
+impl Own {
+    fn take(options: &mut BTreeMap<String, String>) -> Result<Self, ConfigError> {
+        let wrong = |key: &str, hint: &str| {
+            ConfigError::new(format!("the option `{key}` of the store is wrong")).hint(hint)
+        };
+        let single_writer = match options.remove("single_writer").as_deref() {
+            None | Some("false") => false,
+            Some("true") => true,
+            Some(_) => return Err(wrong("single_writer", "it is \"true\" or \"false\"")),
+        };
+        let retry_for = match options.remove("retry_for") {
+            None => RETRY_FOR,
+            Some(text) => humantime::parse_duration(&text)
+                .map_err(|_| wrong("retry_for", "write a time such as \"3min\""))?,
+        };
+        let storage_class = options.remove("storage_class");
+        if matches!(storage_class.as_deref(), Some("GLACIER" | "DEEP_ARCHIVE")) {
+            let hint = "verify and restore read at once: STANDARD_IA, ONEZONE_IA, INTELLIGENT_TIERING and GLACIER_IR allow it";
+            return Err(wrong("storage_class", hint));
+        }
+        Ok(Self { single_writer, retry_for, storage_class })
+    }
+
+    fn retry(&self, max_retries: usize) -> RetryConfig {
+        let backoff = BackoffConfig { max_backoff: LONGEST_PAUSE, ..BackoffConfig::default() };
+        RetryConfig { backoff, max_retries, retry_timeout: self.retry_for }
     }
 }
 
@@ -148,6 +219,9 @@ mod tests {
             ("nonsense", options(&[]), "is not a URL"),
             ("s3://user:hunter2@bucket/p", options(&[]), "no user"),
             ("s3://bucket/p", options(&[("conditional_put", "maybe")]), "cannot be used"),
+            ("s3://bucket/p", options(&[("single_writer", "yes")]), "`single_writer`"),
+            ("s3://bucket/p", options(&[("retry_for", "soon")]), "`retry_for`"),
+            ("s3://bucket/p", options(&[("storage_class", "DEEP_ARCHIVE")]), "`storage_class`"),
         ] {
             let e = ObjectStore::from_url(url, &keys).unwrap_err().to_string();
             assert!(e.contains(says) && !e.contains("hunter2"), "{url}: {e}");

@@ -6,14 +6,21 @@ use backup_core::{ByteStream, CHUNK_BYTES, StoreError, StoreKey};
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt as _;
 use futures::stream::{self, BoxStream};
-use object_store::GetResult;
+use object_store::path::Path;
+use object_store::{GetOptions, GetRange, GetResult, ObjectStore as _};
 
-use super::error;
+use super::{ObjectStore, fault};
+
+/// What one request asks for, of an object that is much longer (8 MiB), and how many are on their way at a time. One
+/// connection alone is slower than the network, and a request that takes an hour never ends well.
+const PIECE_BYTES: u64 = 8 << 20;
+const IN_FLIGHT: usize = 4;
 
 /// From this size on a chunk is passed on as it is; smaller ones are collected.
 const LARGE_BYTES: usize = CHUNK_BYTES / 4;
 
 struct Body {
+    store: ObjectStore,
     key: StoreKey,
     source: BoxStream<'static, object_store::Result<Bytes>>,
     /// A large piece that is being handed out in slices.
@@ -24,11 +31,46 @@ struct Body {
     ended: bool,
 }
 
-pub(super) fn stream(key: StoreKey, got: GetResult) -> ByteStream<StoreError> {
+pub(super) fn stream(
+    store: ObjectStore,
+    key: StoreKey,
+    path: Path,
+    got: GetResult,
+) -> ByteStream<StoreError> {
     let left = got.range.end - got.range.start;
-    let source = got.into_stream();
-    let body = Body { key, source, large: Bytes::new(), small: BytesMut::new(), left, ended: false };
+    let source = if left <= 2 * PIECE_BYTES { got.into_stream() } else { pieces(&store, path, got) };
+    let body = Body { store, key, source, large: Bytes::new(), small: BytesMut::new(), left, ended: false };
     stream::unfold(body, |mut body| async move { body.next().await.map(|chunk| (chunk, body)) }).boxed()
+}
+
+/// The first piece is that of the answer that came, which is then left; the others are asked for one by one.
+fn pieces(
+    store: &ObjectStore,
+    path: Path,
+    got: GetResult,
+) -> BoxStream<'static, object_store::Result<Bytes>> {
+    let (size, version) = (got.meta.size, got.meta.e_tag.clone());
+    let first = got.into_stream().scan(PIECE_BYTES, |left, piece| {
+        let piece = piece.map(|mut piece| {
+            piece.truncate(usize::try_from(*left).unwrap_or(usize::MAX));
+            *left -= piece.len() as u64;
+            piece
+        });
+        std::future::ready(Some(piece).filter(|piece| !piece.as_ref().is_ok_and(Bytes::is_empty)))
+    });
+    let inner = std::sync::Arc::clone(&store.inner);
+    let others = (1..size.div_ceil(PIECE_BYTES)).map(move |n| {
+        let range = n * PIECE_BYTES..((n + 1) * PIECE_BYTES).min(size);
+        let options = GetOptions {
+            // The same object: what somebody else exchanged meanwhile would be no whole of anything.
+            if_match: version.clone(),
+            range: Some(GetRange::Bounded(range)),
+            ..GetOptions::default()
+        };
+        let (inner, path) = (std::sync::Arc::clone(&inner), path.clone());
+        async move { inner.get_opts(&path, options).await?.bytes().await }
+    });
+    first.chain(stream::iter(others).buffered(IN_FLIGHT)).boxed()
 }
 
 impl Body {
@@ -57,7 +99,7 @@ impl Body {
                 }
                 Some(Err(e)) => {
                     self.ended = true;
-                    return Some(Err(error("read", &self.key, e)));
+                    return Some(Err(self.store.fault("read", &self.key, e)));
                 }
                 None if self.left > 0 => {
                     let what = format!("the transfer ended {} bytes early", self.left);
@@ -75,6 +117,6 @@ impl Body {
     fn fail(&mut self, what: &str) -> Option<Result<Bytes, StoreError>> {
         self.ended = true;
         let cause = io::Error::new(io::ErrorKind::UnexpectedEof, what.to_owned());
-        Some(Err(super::retryable("read", &self.key, cause.into())))
+        Some(Err(fault::retryable("read", &self.key, cause.into())))
     }
 }

@@ -1,15 +1,17 @@
 //! Writing: one conditional put for what is small, a multipart upload with a few parts in flight for the rest.
 
 use std::fmt;
+use std::time::Duration;
 
 use async_trait::async_trait;
-use backup_core::{ObjectInfo, Store as _, StoreError, StoreKey, StoreWriter, WriteOptions};
+use backup_core::{ObjectInfo, Role, Store as _, StoreError, StoreKey, StoreWriter, WriteOptions};
 use bytes::Bytes;
 use object_store::path::Path;
-use object_store::{MultipartUpload, ObjectStoreExt as _, PutPayload};
+use object_store::{MultipartUpload, ObjectStore as _, PutMultipartOptions, PutPayload};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
-use super::{ObjectStore, error, write_error};
+use super::{ObjectStore, fault};
 
 /// The least part size (16 MiB): large enough that the round trips do not show.
 const PART_BYTES: usize = 16 << 20;
@@ -17,6 +19,9 @@ const PART_BYTES: usize = 16 << 20;
 const PARTS: u64 = 9_000;
 /// How many parts are on their way at a time; bounds the memory together with the part size.
 const IN_FLIGHT: usize = 4;
+
+/// The pause before an upload is begun anew.
+const AGAIN: Duration = Duration::from_millis(500);
 
 /// The size of part number `index` (from 0). All parts are equal, which some storages insist on, unless the body is so
 /// much longer than the hint that the parts would run out: then they grow.
@@ -32,6 +37,7 @@ pub(super) struct ObjectWriter {
     key: StoreKey,
     path: Path,
     hint: Option<u64>,
+    role: Role,
     /// The part that is being filled.
     pending: Vec<Bytes>,
     pending_bytes: usize,
@@ -50,6 +56,7 @@ impl ObjectWriter {
             key,
             path,
             hint: options.size_hint,
+            role: options.role,
             pending: Vec::new(),
             pending_bytes: 0,
             bytes: 0,
@@ -61,7 +68,21 @@ impl ObjectWriter {
     }
 
     fn error(&self, e: object_store::Error) -> StoreError {
-        write_error("write", &self.key, e, &self.store.url)
+        self.store.write_fault("write", &self.key, e)
+    }
+
+    /// An upload of its own for each attempt: one whose answer was lost is never used, and goes with the abandoned ones.
+    async fn begin(&mut self) -> Result<Box<dyn MultipartUpload>, StoreError> {
+        let until = Instant::now() + self.store.retry_for;
+        loop {
+            let attributes = self.store.attributes(self.role);
+            let options = PutMultipartOptions { attributes, ..PutMultipartOptions::default() };
+            match self.store.inner.put_multipart_opts(&self.path, options).await {
+                // The client tries again by itself, but not if the answer ends early.
+                Err(e) if Instant::now() < until && fault::may_pass(&e) => tokio::time::sleep(AGAIN).await,
+                began => return began.map_err(|e| self.error(e)),
+            }
+        }
     }
 
     async fn send_part(&mut self) -> Result<(), StoreError> {
@@ -69,8 +90,7 @@ impl ObjectWriter {
             self.one_arrived().await?;
         }
         if self.upload.is_none() {
-            let upload = self.store.inner.put_multipart(&self.path).await;
-            self.upload = Some(upload.map_err(|e| self.error(e))?);
+            self.upload = Some(self.begin().await?);
         }
         let payload = PutPayload::from_iter(std::mem::take(&mut self.pending));
         self.pending_bytes = 0;
@@ -106,7 +126,8 @@ impl ObjectWriter {
 
     async fn put(&mut self) -> Result<ObjectInfo, StoreError> {
         let payload = PutPayload::from_iter(std::mem::take(&mut self.pending));
-        let version = self.store.put_new("write", &self.key, &payload).await?;
+        let version =
+            self.store.put_new("write", &self.key, &payload, self.store.attributes(self.role)).await?;
         Ok(ObjectInfo { key: self.key.clone(), bytes: self.bytes, modified: None, version })
     }
 
@@ -123,8 +144,20 @@ impl ObjectWriter {
             Err(e) if e.is_not_found() => {}
             Err(e) => return Err(e),
         }
-        if let Some(upload) = &mut self.upload {
-            upload.complete().await.map_err(|e| write_error("write", &self.key, e, &self.store.url))?;
+        let completed = match &mut self.upload {
+            Some(upload) => upload.complete().await,
+            None => return Err(StoreError::other("write", &self.key, "there is no upload to complete")),
+        };
+        if let Err(e) = completed {
+            // Its acknowledgement may have been lost: the key was free a moment ago, and a catalog writes no key twice.
+            let there = self.store.head(&self.key).await;
+            return match there {
+                Ok(info) if info.bytes == self.bytes => {
+                    self.upload = None;
+                    Ok(info)
+                }
+                _ => Err(self.error(e)),
+            };
         }
         self.upload = None;
         let info = self.store.head(&self.key).await?;
@@ -160,7 +193,9 @@ impl StoreWriter for ObjectWriter {
     async fn abort(mut self: Box<Self>) -> Result<(), StoreError> {
         self.in_flight.shutdown().await;
         match self.upload.take() {
-            Some(mut upload) => upload.abort().await.map_err(|e| error("abort the write of", &self.key, e)),
+            Some(mut upload) => {
+                upload.abort().await.map_err(|e| self.store.fault("abort the write of", &self.key, e))
+            }
             None => Ok(()),
         }
     }

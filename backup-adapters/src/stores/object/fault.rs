@@ -1,0 +1,273 @@
+//! What the answers of a server mean, and what to do about them.
+
+use std::error::Error;
+use std::fmt;
+
+use backup_core::{Advice, BoxError, StoreError, StoreKey};
+use chrono::{DateTime, NaiveDateTime};
+
+use super::ObjectStore;
+
+/// An answer that was no success. The client gives it as text only.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Answer {
+    status: u16,
+    /// `AccessDenied` and the like; empty if there was no body, as for `HEAD`.
+    code: String,
+    message: String,
+    /// The request was one for a listing, whatever it was for.
+    listing: bool,
+    /// By how much the clocks differ, if it tells.
+    skew: Option<chrono::TimeDelta>,
+}
+
+impl Answer {
+    /// The answer that `e` is about; `None` if none came.
+    fn of(e: &(dyn Error + 'static)) -> Option<Self> {
+        let (mut next, mut listing) = (Some(e), false);
+        while let Some(e) = next {
+            let text = e.to_string();
+            listing |= text.starts_with("Error performing list request");
+            for begin in ["Server returned non-2xx status code: ", "Server returned error response: "] {
+                if let Some(rest) = text.strip_prefix(begin) {
+                    return Some(Self { listing, ..Self::parse(rest) });
+                }
+            }
+            // One object of a deletion in bulk, which as a whole succeeded.
+            if text.starts_with("DeleteObjects request failed for key")
+                && let Some(code) = between(&text, "(code: ", ")")
+            {
+                let status = if code == "AccessDenied" { 403 } else { 500 };
+                return Some(Self { status, code: code.to_owned(), ..Self::default() });
+            }
+            next = e.source();
+        }
+        None
+    }
+
+    /// `403 Forbidden: <?xml …>`. The body may name keys and what was signed: only what is meant for people is taken.
+    fn parse(text: &str) -> Self {
+        let tag = |name: &str| between(text, &format!("<{name}>"), &format!("</{name}>"));
+        let status = text.get(..3).and_then(|digits| digits.parse().ok()).unwrap_or(500);
+        let theirs = tag("ServerTime").and_then(|t| DateTime::parse_from_rfc3339(t).ok());
+        let ours = tag("RequestTime").and_then(|t| NaiveDateTime::parse_from_str(t, "%Y%m%dT%H%M%SZ").ok());
+        Self {
+            status,
+            code: tag("Code").unwrap_or_default().to_owned(),
+            message: tag("Message").unwrap_or_default().trim_end_matches('.').to_owned(),
+            listing: false,
+            skew: theirs.zip(ours).map(|(theirs, ours)| ours.and_utc() - theirs.to_utc()),
+        }
+    }
+
+    fn may_pass(&self) -> bool {
+        matches!(self.status, 200 | 408 | 429 | 500 | 502..=504)
+            || matches!(
+                self.code.as_str(),
+                "SlowDown" | "RequestTimeout" | "InternalError" | "OperationAborted"
+            )
+    }
+}
+
+impl fmt::Display for Answer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the server answers {}", self.status)?;
+        for part in [&self.code, &self.message].into_iter().filter(|part| !part.is_empty()) {
+            write!(f, ", {part}")?;
+        }
+        Ok(())
+    }
+}
+
+impl Error for Answer {}
+
+fn between<'a>(text: &'a str, begin: &str, end: &str) -> Option<&'a str> {
+    let (_, rest) = text.split_once(begin)?;
+    rest.split_once(end).map(|(within, _)| within)
+}
+
+/// Whether another attempt may get another answer.
+pub(super) fn may_pass(e: &object_store::Error) -> bool {
+    matches!(e, object_store::Error::Generic { .. }) && Answer::of(e).is_none_or(|answer| answer.may_pass())
+}
+
+/// The permission that an operation needs.
+fn permission(operation: &str) -> &'static str {
+    match operation {
+        "read" | "look up" => "s3:GetObject",
+        "list" => "s3:ListBucket",
+        "delete" => "s3:DeleteObject",
+        "abort the write of" => "s3:AbortMultipartUpload",
+        _ => "s3:PutObject",
+    }
+}
+
+impl ObjectStore {
+    /// The error of `operation` on `key`, in our words.
+    pub(super) fn fault(
+        &self,
+        operation: &'static str,
+        key: &StoreKey,
+        e: object_store::Error,
+    ) -> StoreError {
+        use object_store::Error as E;
+        if let Some(answer) = Answer::of(&e)
+            && let Some(said) = self.answered(operation, &key.to_string(), answer)
+        {
+            return said;
+        }
+        let name = || key.to_string();
+        match e {
+            E::NotFound { .. } => StoreError::NotFound { key: key.clone() },
+            E::AlreadyExists { .. } => StoreError::AlreadyExists { key: key.clone() },
+            E::PermissionDenied { source, .. } | E::Unauthenticated { source, .. } => {
+                StoreError::PermissionDenied { operation, key: name(), source }
+            }
+            E::Generic { source, .. } => retryable(operation, key, source),
+            e => StoreError::other(operation, key, e),
+        }
+    }
+
+    /// The same for writes: what they miss is the bucket, not the key.
+    pub(super) fn write_fault(
+        &self,
+        operation: &'static str,
+        key: &StoreKey,
+        e: object_store::Error,
+    ) -> StoreError {
+        match self.fault(operation, key, e) {
+            StoreError::NotFound { .. } => self.no_bucket(),
+            e => e,
+        }
+    }
+
+    /// The same for listings.
+    pub(super) fn list_fault(&self, prefix: Option<&StoreKey>, e: object_store::Error) -> StoreError {
+        if let Some(prefix) = prefix {
+            return self.write_fault("list", prefix, e);
+        }
+        if let Some(answer) = Answer::of(&e)
+            && let Some(said) = self.answered("list", &self.url, answer)
+        {
+            return said;
+        }
+        match e {
+            object_store::Error::NotFound { .. } => self.no_bucket(),
+            e => StoreError::Other {
+                operation: "list",
+                key: self.url.clone(),
+                retryable: may_pass(&e),
+                source: e.into(),
+            },
+        }
+    }
+
+    fn no_bucket(&self) -> StoreError {
+        StoreError::NotAStore {
+            message: format!("`{}` is not there: make the bucket, or correct the URL", self.url),
+        }
+    }
+
+    /// `None` for what the client understood by itself.
+    fn answered(&self, operation: &'static str, key: &str, answer: Answer) -> Option<StoreError> {
+        let denied =
+            |source: BoxError| StoreError::PermissionDenied { operation, key: key.to_owned(), source };
+        let other = |retryable, source: BoxError| StoreError::Other {
+            operation,
+            key: key.to_owned(),
+            retryable,
+            source,
+        };
+        let advised = |message: String, help: &str, answer| -> BoxError {
+            Advice::new(message, help).with_source(answer).into()
+        };
+        let keys = "correct `access_key_id`, `secret_access_key` and `session_token` in the options of the store, or where it \
+                    takes them from";
+        Some(match (answer.status, answer.code.as_str()) {
+            (_, "NoSuchBucket") => self.no_bucket(),
+            (_, "NoSuchUpload") => other(
+                false,
+                advised(
+                    "the upload was aborted by somebody else".to_owned(),
+                    "let the lifecycle rule of the bucket wait longer before it aborts uploads (7 days)",
+                    answer,
+                ),
+            ),
+            (404 | 409 | 412 | 304, _) => return None,
+            (507, _) | (_, "XMinioStorageFull") => {
+                StoreError::NoSpace { operation, key: key.to_owned(), source: answer.into() }
+            }
+            (_, "RequestTimeTooSkewed") => {
+                let wrong = match answer.skew {
+                    Some(skew) => {
+                        let way = if skew > chrono::TimeDelta::zero() { "fast" } else { "slow" };
+                        format!("the clock of this host is {} minutes {way}", skew.num_minutes().abs())
+                    }
+                    None => "the clock of this host is wrong by more than 15 minutes".to_owned(),
+                };
+                other(
+                    false,
+                    advised(
+                        wrong,
+                        "set the clock, and let NTP keep it: `timedatectl status` shows both",
+                        answer,
+                    ),
+                )
+            }
+            (_, "InvalidAccessKeyId") => {
+                denied(advised("the server does not know this access key".to_owned(), keys, answer))
+            }
+            (_, "SignatureDoesNotMatch") => {
+                denied(advised("the secret key does not belong to the access key".to_owned(), keys, answer))
+            }
+            (_, "ExpiredToken" | "InvalidToken" | "TokenRefreshRequired") => {
+                denied(advised("the session token is not valid any more".to_owned(), keys, answer))
+            }
+            (_, "AuthorizationHeaderMalformed" | "PermanentRedirect") => other(
+                false,
+                advised(
+                    "the bucket is in another region".to_owned(),
+                    "set `region` in the options of the store to that of the bucket",
+                    answer,
+                ),
+            ),
+            (501, _) | (_, "NotImplemented") => other(
+                false,
+                advised(
+                    "the server cannot do that".to_owned(),
+                    "use a server that knows conditional puts (`If-None-Match: *`); if one process at a time writes to the store, \
+                     its option `single_writer = \"true\"` does without",
+                    answer,
+                ),
+            ),
+            (401 | 403, _) | (_, "AccessDenied") => {
+                // AWS names what is missing where it is not what the call is called by: a key of KMS, above all.
+                let missing = between(&answer.message, "not authorized to perform: ", " ")
+                    .unwrap_or_else(|| permission(if answer.listing { "list" } else { operation }))
+                    .to_owned();
+                let help = format!("add to the policy: {}", self.statement(&missing));
+                denied(advised(format!("the permission `{missing}` is missing"), &help, answer))
+            }
+            _ => other(answer.may_pass(), answer.into()),
+        })
+    }
+
+    /// The statement of a policy that gives `permission`.
+    fn statement(&self, permission: &str) -> String {
+        let place = self.url.strip_prefix("s3://").unwrap_or(&self.url);
+        let bucket = place.split('/').next().unwrap_or(place);
+        let resource = match permission {
+            "s3:ListBucket" => format!("arn:aws:s3:::{bucket}"),
+            other if other.starts_with("s3:") => format!("arn:aws:s3:::{place}/*"),
+            // Which key it is, only the server knows.
+            _ => "*".to_owned(),
+        };
+        let quoted = |text: &str| format!("\"{}\"", text.escape_default());
+        let (permission, resource) = (quoted(permission), quoted(&resource));
+        format!(r#"{{"Effect":"Allow","Action":{permission},"Resource":{resource}}}"#)
+    }
+}
+
+pub(super) fn retryable(operation: &'static str, key: &StoreKey, source: BoxError) -> StoreError {
+    StoreError::Other { operation, key: key.to_string(), retryable: true, source }
+}

@@ -1,0 +1,24 @@
+//! Object storage as a store, over live S3 servers.
+
+#![cfg(feature = "object")]
+#![expect(clippy::unwrap_used, reason = "assertions of tests")]
+
+mod faults;
+mod promises;
+mod proxy;
+mod rights;
+mod server;
+
+use backup_core::store_conformance_tests;
+
+store_conformance_tests!(
+    #[ignore = "live: MinIO in a container"]
+    minio,
+    || async { server::minio().bucket().await.store() }
+);
+
+store_conformance_tests!(
+    #[ignore = "live: moto in a container"]
+    moto,
+    || async { server::moto().bucket().await.store() }
+);
