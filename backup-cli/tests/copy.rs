@@ -225,6 +225,19 @@ fn names_that_make_no_sense_are_refused_with_what_exists() {
 }
 
 #[test]
+fn a_store_that_cannot_be_marked_keeps_no_other_from_it() {
+    let world = World::new();
+    // A file is where `cloud` should be: it comes before `second`.
+    world.write("cloud", "in the way");
+    world.write("backup.toml", THREE);
+    world.run(&["init"]).fails(1, "store `cloud`").hints("can be repeated");
+    assert!(world.path("fast/store.json").is_file() && world.path("disk2/store.json").is_file());
+    std::fs::remove_file(world.path("cloud")).unwrap();
+    world.ok(&["init"]);
+    assert!(world.path("cloud/store.json").is_file());
+}
+
+#[test]
 fn a_run_that_failed_is_not_half_right_because_older_copies_are_safe() {
     let world = three();
     world.ok(&["run"]);

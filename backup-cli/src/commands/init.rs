@@ -43,9 +43,18 @@ impl Args {
         }
         let session = cx.open_file(&file, Opening::Init).await?;
         let plan = session.plan();
+        // One that cannot be reached keeps no other from being marked.
+        let mut failed = None;
         for store in plan.stores.values().filter(|s| s.name != plan.store_name) {
-            let marked = cx.catalog(&store.store, Opening::Init).await;
-            marked.map_err(|e| e.about(&format!("store `{}`", store.name)))?;
+            if let Err(e) = cx.catalog(&store.store, Opening::Init).await {
+                let e = e.about(&format!("store `{}`", store.name));
+                if let Some(earlier) = failed.replace(e) {
+                    cx.ui.error(&earlier);
+                }
+            }
+        }
+        if let Some(e) = failed {
+            return Err(e.hint("the others are marked; `backup init` can be repeated"));
         }
         cx.ui.product(&file.display().to_string());
         cx.ui.note("next: read it, then `backup run`");

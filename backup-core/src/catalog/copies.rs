@@ -186,3 +186,58 @@ impl Pin {
 fn reading_key() -> StoreKey {
     fixed_key(".leases/reading")
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::store::{MemoryStore, Store};
+    use crate::testkit::ManualClock;
+
+    #[tokio::test]
+    async fn a_place_is_given_only_where_nothing_else_is() {
+        let clock = ManualClock::at("20260309_043820");
+        let store = Arc::new(MemoryStore::new());
+        let (catalog, _) =
+            Catalog::init(Arc::<MemoryStore>::clone(&store), Arc::new(clock.clone())).await.unwrap();
+        let now = catalog.clock.now();
+        let reservation = Reservation {
+            run_id: RunId::generate(now),
+            host: "h1".into(),
+            process: Process::this(),
+            started_at: now,
+            commit_deadline: now,
+            tool: "test".into(),
+            copied_from: Some("elsewhere".into()),
+        };
+        let text = Bytes::from_static(b"{\"the\": \"very bytes\"}");
+        for (n, (name, content, expected)) in [
+            ("metadata.json", "{\"the\": \"very bytes\"}", "there"),
+            ("metadata.json", "{\"the\":\"very bytes\"}", "is another backup there"),
+            ("tombstone.json", "{}", "is being deleted there"),
+            ("run.json", "{}", "is being written there by somebody else"),
+            ("dump.rdb.gz", "x", "is something else there"),
+            ("hold-20260309_043820.json", "{}", "is something else there"),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let id: BackupId = format!("a/hourly/2026030{}_000000", n + 1).parse().unwrap();
+            store.create(&id.file(name).unwrap(), Bytes::from_static(content.as_bytes())).await.unwrap();
+            let adopted = catalog.adopt(&id, &text, reservation.clone()).await.unwrap();
+            match adopted {
+                Adopted::There => assert_eq!(expected, "there", "{name}"),
+                Adopted::Conflict(why) => assert!(why.contains(expected), "{name}: {why}"),
+                Adopted::Draft(_) => panic!("{name}: taken"),
+            }
+            let keys: Vec<StoreKey> = store.list_keys(Some(&id.dir())).try_collect().await.unwrap();
+            assert_eq!(keys.len(), 1, "{name}: nothing is written beside it");
+        }
+        let free: BackupId = "a/hourly/20260301_000001".parse().unwrap();
+        let adopted = catalog.adopt(&free, &text, reservation.clone()).await.unwrap();
+        let Adopted::Draft(mut draft) = adopted else { panic!("it is free: {adopted:?}") };
+        draft.commit_text(text.clone()).await.unwrap();
+        assert!(matches!(catalog.adopt(&free, &text, reservation).await.unwrap(), Adopted::There));
+    }
+}

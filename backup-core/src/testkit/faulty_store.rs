@@ -143,6 +143,8 @@ impl Verdict {
 
     /// Carries the call out as decided. Its own error comes before the injected one.
     async fn apply<T>(self, work: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
+        // As a real one lets others run while it works: whoever else uses it meets every state in between.
+        tokio::task::yield_now().await;
         match (self.act, self.error) {
             (true, None) => work.await,
             (true, Some(error)) => work.await.and(Err(error)),

@@ -5,7 +5,8 @@ use super::*;
 
 /// Two backups here, nothing there.
 async fn two() -> Tiers {
-    let t = Tiers::new(&THREE.replace("copies = ['second', 'third']", ""), adapter()).await;
+    let small = FakeAdapter::new().artifact("one", ["hello ", "world"]).artifact("two", ["!"]);
+    let t = Tiers::new(&THREE.replace("copies = ['second', 'third']", ""), small).await;
     for _ in 0..2 {
         t.w.back_up().await;
     }
