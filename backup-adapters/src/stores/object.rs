@@ -21,6 +21,7 @@ use object_store::{Attribute, Attributes, ObjectMeta, ObjectStoreExt as _};
 mod chain;
 mod create;
 mod fault;
+mod list;
 mod open;
 mod read;
 mod write;
@@ -166,8 +167,7 @@ impl Store for ObjectStore {
             Err(e) => return futures::stream::iter([Err(e)]).boxed(),
         };
         let (store, prefix) = (self.clone(), prefix.cloned());
-        self.inner
-            .list(Some(&path))
+        self.list_again(path)
             .filter_map(move |meta| {
                 let item = match meta {
                     Ok(meta) => store.key(&meta.location, prefix.as_ref()).map(|key| Ok(info(key, meta))),
@@ -184,7 +184,7 @@ impl Store for ObjectStore {
 
     async fn list_dirs(&self, prefix: Option<&StoreKey>) -> Result<Vec<String>, StoreError> {
         let path = self.prefix_path(prefix)?;
-        let listed = self.inner.list_with_delimiter(Some(&path)).await;
+        let listed = self.dirs_again(&path).await;
         let mut dirs: Vec<String> = listed
             .map_err(|e| self.list_fault(prefix, e))?
             .common_prefixes

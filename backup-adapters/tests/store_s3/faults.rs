@@ -227,3 +227,29 @@ async fn listings_and_deletions_of_thousands_are_whole() {
     store.delete_prefix(&key("s")).await.unwrap();
     assert_eq!(store.list_keys(None).try_collect::<Vec<_>>().await.unwrap(), []);
 }
+
+#[tokio::test]
+#[ignore = "live: MinIO in a container"]
+async fn a_listing_that_is_cut_begins_anew_and_is_never_short() {
+    for (cuts, whole) in [(2, true), (usize::MAX, false)] {
+        let mut left = cuts;
+        let plan = move |asked: &Asked| {
+            if !asked.line.contains("list-type=2") || left == 0 {
+                return Fate::Pass;
+            }
+            left -= 1;
+            Fate::CutAnswer
+        };
+        let (direct, bucket, _proxy) = between(plan).await;
+        direct.create(&key("a/x"), Bytes::new()).await.unwrap();
+        let store = bucket.store_with(&[("retry_for", "2s")]);
+        let began = Instant::now();
+        let keys: Result<Vec<_>, _> = store.list_keys(None).try_collect().await;
+        let dirs = store.list_dirs(None).await;
+        assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+        match whole {
+            true => assert_eq!((keys.unwrap(), dirs.unwrap()), (vec![key("a/x")], vec!["a".to_owned()])),
+            false => assert!(is_retryable(&keys.unwrap_err()) && is_retryable(&dirs.unwrap_err())),
+        }
+    }
+}

@@ -1,8 +1,9 @@
 //! What a server must promise, tried before a store is marked.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
-use backup_core::{BackupError, Catalog, Store, SystemClock};
+use backup_core::{BackupError, Catalog, Role, Store, StoreKey, SystemClock, WriteOptions};
+use bytes::Bytes;
 use futures::TryStreamExt as _;
 
 use crate::proxy::{Fate, Proxy};
@@ -67,4 +68,40 @@ async fn a_server_that_knows_no_conditions_is_refused_with_what_to_do() {
         Catalog::init(Arc::new(bucket.by(proxy.address).store()), Arc::new(SystemClock)).await.unwrap_err();
     assert!(backup_core::advice(&e).is_some_and(|help| help.contains("single_writer")), "{e:?}");
     assert_eq!(proxy.seen(|line| line.starts_with("PUT")), 1, "it is not asked again and again");
+}
+
+#[tokio::test]
+#[ignore = "live: moto in a container"]
+async fn artifacts_have_their_storage_class_and_everything_is_encrypted() {
+    let bucket = server::moto().bucket().await;
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let heads = Arc::clone(&seen);
+    let proxy = Proxy::start(bucket.address, move |asked| {
+        if asked.is("PUT") || asked.step() == Some("begin") {
+            heads.lock().unwrap().push(asked.head.to_ascii_lowercase());
+        }
+        Fate::Pass
+    })
+    .await;
+    let options = [("storage_class", "STANDARD_IA"), ("server_side_encryption", "AES256")];
+    let store = bucket.by(proxy.address).store_with(&options);
+    let mut control = WriteOptions::default();
+    control.role = Role::Control;
+    // Small and large artifacts, and what is read often.
+    for (bytes, options, class) in
+        [(9, WriteOptions::data(None), true), (20 << 20, WriteOptions::data(None), true), (9, control, false)]
+    {
+        seen.lock().unwrap().clear();
+        let key = StoreKey::new(format!("{bytes}-{class}")).unwrap();
+        let mut writer = store.writer(&key, options).await.unwrap();
+        writer.write(Bytes::from(vec![1; bytes])).await.unwrap();
+        writer.finish().await.unwrap();
+        let first = seen.lock().unwrap()[0].clone();
+        assert_eq!(first.contains("x-amz-storage-class: standard_ia"), class, "{first}");
+        assert!(first.contains("x-amz-server-side-encryption: aes256"), "{first}");
+    }
+    seen.lock().unwrap().clear();
+    store.create(&StoreKey::new("mark").unwrap(), Bytes::new()).await.unwrap();
+    let first = seen.lock().unwrap()[0].clone();
+    assert!(!first.contains("storage-class") && first.contains("server-side-encryption"), "{first}");
 }
