@@ -7,6 +7,7 @@ use backup_core::encryption::generate;
 use backup_core::plan::EncryptFor;
 use backup_core::{BackupError, chain};
 use clap::Subcommand;
+use comfy_table::Cell;
 use serde_json::json;
 
 use crate::context::{Context, Done, Session};
@@ -14,7 +15,7 @@ use crate::error::CliError;
 use crate::exit_code;
 use crate::format;
 use crate::render::table::{self, Column};
-use crate::ui::{GREEN, RED, YELLOW, paint};
+use crate::ui::{GREEN, RED, YELLOW};
 use crate::write;
 
 mod rotate;
@@ -188,18 +189,19 @@ fn text(cx: &Context, all: &[Checked<'_>]) -> String {
     for c in all {
         let age = |e: &Entry| format::age(format::since(e.id.timestamp.time(), cx.clock.now()));
         let key = match (&c.opened, c.newest) {
-            (_, None) => String::new(),
-            (None, Some(_)) => paint(YELLOW, "in clear"),
-            (Some(Ok(())), _) => paint(GREEN, "opens it"),
-            (Some(Err(BackupError::NoKey { .. })), _) => paint(RED, "missing"),
-            (Some(Err(_)), _) => paint(RED, "damaged"),
+            (_, None) => Cell::new(""),
+            (None, Some(_)) => table::cell("in clear", YELLOW),
+            (Some(Ok(())), _) => table::cell("opens it", GREEN),
+            (Some(Err(BackupError::NoKey { .. })), _) => table::cell("missing", RED),
+            (Some(Err(_)), _) => table::cell("damaged", RED),
         };
+        let newest = |e: &Entry| format!("{}/{}", e.id.interval, e.id.timestamp);
         table.add_row([
-            c.service.to_owned(),
-            c.newest.map_or_else(|| "none".to_owned(), |e| format!("{}/{}", e.id.interval, e.id.timestamp)),
-            c.newest.map(age).unwrap_or_default(),
+            Cell::new(c.service),
+            Cell::new(c.newest.map_or_else(|| "none".to_owned(), newest)),
+            Cell::new(c.newest.map(age).unwrap_or_default()),
             key,
-            c.recipients.join(", "),
+            Cell::new(c.recipients.join(", ")),
         ]);
     }
     table::text(&table)

@@ -123,7 +123,7 @@ impl ObjectStore {
             E::PermissionDenied { source, .. } | E::Unauthenticated { source, .. } => {
                 StoreError::PermissionDenied { operation, key: name(), source }
             }
-            E::Generic { source, .. } => retryable(operation, key, source),
+            E::Generic { source, .. } => retryable(operation, key, unanswered(source)),
             e => StoreError::other(operation, key, e),
         }
     }
@@ -157,7 +157,7 @@ impl ObjectStore {
                 operation: "list",
                 key: self.url.clone(),
                 retryable: may_pass(&e),
-                source: e.into(),
+                source: unanswered(e.into()),
             },
         }
     }
@@ -268,6 +268,48 @@ impl ObjectStore {
     }
 }
 
+/// Where nobody answered, the client's words are about its own retries: what the network said is enough.
+fn unanswered(source: BoxError) -> BoxError {
+    let mut chain = vec![source.to_string()];
+    let mut next = source.source();
+    while let Some(e) = next {
+        chain.push(e.to_string());
+        next = e.source();
+    }
+    let sent = chain.iter().any(|text| text.contains("error sending request"));
+    match chain.pop().filter(|_| sent && !chain.is_empty()) {
+        Some(deepest) => {
+            tracing::debug!(error = %backup_core::chain(source.as_ref()), "No answer.");
+            format!("the server does not answer: {deepest}").into()
+        }
+        None => source,
+    }
+}
+
 pub(super) fn retryable(operation: &'static str, key: &StoreKey, source: BoxError) -> StoreError {
     StoreError::Other { operation, key: key.to_string(), retryable: true, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use backup_core::{Store as _, chain};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_server_that_is_not_there_is_told_in_a_few_words() {
+        let options = [
+            ("endpoint", "http://127.0.0.1:1"),
+            ("allow_http", "true"),
+            ("access_key_id", "a"),
+            ("secret_access_key", "b"),
+            ("retry_for", "1s"),
+        ];
+        let options = options.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
+        let store = ObjectStore::from_url("s3://bucket/host", &options).unwrap();
+        let key = StoreKey::new("store.json").unwrap();
+        let said = chain(&store.read(&key).await.err().unwrap());
+        assert!(said.contains("does not answer: ") && said.contains("refused"), "{said}");
+        assert!(!said.contains("retries"), "{said}");
+    }
 }
