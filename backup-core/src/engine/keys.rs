@@ -256,7 +256,7 @@ impl Inner {
         let key = id.file(&file.path).map_err(|e| damaged(e.to_string()))?;
         let start = self.catalog.store().read_range(&key, 0..file.stored_bytes.min(START_BYTES)).await;
         let start = start.map_err(|e| super::verify::lost_or_unreachable(id, &file.path, e))?;
-        let identities = self.keys().await.identities;
+        let identities = self.identities_at_hand().await;
         let opened = tokio::task::spawn_blocking(move || opens(&identities, &start)).await;
         let opened = opened.map_err(|e| BackupError::Refused(format!("the program failed inside: {e}")))?;
         // The private part was for the same keys, and did open.
@@ -307,11 +307,15 @@ impl Inner {
         if !artifact.encodings.iter().any(|e| e == AGE) {
             return settings;
         }
-        // As they were when the backup was opened just before: a program that prints a key may be slow, or ask somebody.
+        settings.with_identities(self.identities_at_hand().await)
+    }
+
+    /// As they were when the backup was opened just before: a program that prints a key may be slow, or ask somebody.
+    async fn identities_at_hand(&self) -> Identities {
         let known = self.keys_at_hand.lock().ok().and_then(|keys| keys.clone());
-        settings.with_identities(match known {
+        match known {
             Some(identities) => identities,
             None => self.keys().await.identities,
-        })
+        }
     }
 }
