@@ -35,9 +35,11 @@ use crate::secret::{SecretRef, SecretResolver};
 
 pub(crate) mod explain;
 mod raw;
+mod spot;
 mod stores;
 mod values;
 
+pub use spot::{NotifyConfig, NtfyConfig, SPOT_POLL, SpotAction, SpotConfig, SpotStep};
 pub use stores::{CopyStoreConfig, PRIMARY_STORE};
 
 /// The keys of a service that are core's; all others are its adapter's.
@@ -75,6 +77,10 @@ pub struct Config {
     pub compose: Option<ComposeConfig>,
     /// For whom backups are encrypted, and what opens them.
     pub encryption: EncryptionConfig,
+    /// What is done when the host is taken away.
+    pub spot: Option<SpotConfig>,
+    /// Who is told.
+    pub notify: NotifyConfig,
     /// Whether each run keeps the configuration, too: a program that reads one from a file sees to that.
     pub backup_configuration: bool,
 }
@@ -293,6 +299,8 @@ impl Config {
             guard: Guard::default(),
             compose: None,
             encryption: EncryptionConfig::default(),
+            spot: None,
+            notify: NotifyConfig::default(),
             backup_configuration: true,
         }
     }

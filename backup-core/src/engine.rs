@@ -36,6 +36,7 @@ mod capture;
 mod cleanup;
 mod copy;
 mod drill;
+mod flush;
 mod guard;
 mod hand;
 mod keys;
@@ -59,6 +60,7 @@ pub use back_up::BackupRequest;
 pub use cleanup::CleanupItem;
 pub use copy::{CopyAction, CopyPlan, CopyRequest, PlannedCopy};
 pub use drill::{DrillReport, DrillRequest, DrilledBackup, DrilledService};
+pub use flush::{FlushAction, FlushContext, FlushReport, FlushRequest, FlushStep, FlushWork, FlushedStep};
 pub use legacy::LegacyView;
 pub use preview::{RestorePreview, RestoreRequest};
 pub use prune::{PruneRequest, SeriesPlan};
@@ -103,6 +105,8 @@ struct Inner {
     read_legacy: std::sync::Mutex<legacy::AlreadyRead>,
     /// The keys that were read last.
     keys_at_hand: std::sync::Mutex<Option<Identities>>,
+    /// Held while this engine saves what can be saved from a host that goes away.
+    emergency: Arc<std::sync::Mutex<Option<crate::state::Emergency>>>,
     host: String,
     tool: String,
     patience: Duration,
@@ -205,6 +209,7 @@ impl Engine {
             stack_turn: tokio::sync::Mutex::new(()),
             read_legacy: std::sync::Mutex::default(),
             keys_at_hand: std::sync::Mutex::default(),
+            emergency: Arc::default(),
             host,
             tool: concat!("backup-core ", env!("CARGO_PKG_VERSION")).to_owned(),
             patience: LOCK_PATIENCE,
@@ -246,6 +251,8 @@ struct Run {
     cancel: CancellationToken,
     started: Instant,
     guard: RunGuard,
+    /// When all of it must be over: the host goes away.
+    until: Option<Instant>,
 }
 
 impl Inner {
@@ -256,6 +263,7 @@ impl Inner {
         services: &[ServiceName],
         cancel: CancellationToken,
     ) -> Result<Run, BackupError> {
+        self.refuse_in_emergency(verb)?;
         let id = RunId::generate(self.clock.now());
         let guard = self.state.begin_run(&id)?;
         self.events.emit(Event::RunStarted {
@@ -263,7 +271,7 @@ impl Inner {
             verb: verb.to_owned(),
             services: services.to_vec(),
         });
-        Ok(Run { id, verb, cancel, started: Instant::now(), guard })
+        Ok(Run { id, verb, cancel, started: Instant::now(), guard, until: None })
     }
 
     fn end(&self, run: &Run, outcome: Outcome) {

@@ -115,6 +115,19 @@ pub enum Event {
         /// The error's chain, one line.
         error: Option<String>,
     },
+    /// A step of saving what a host holds that goes away ended.
+    StepFinished {
+        /// The step.
+        step: String,
+        /// How it ended.
+        outcome: Outcome,
+        /// Duration in ms.
+        ms: u64,
+        /// What it says, one line.
+        said: Option<String>,
+        /// The error's chain, one line.
+        error: Option<String>,
+    },
     /// A part of the host's stack was started or stopped.
     PartFinished {
         /// The part.

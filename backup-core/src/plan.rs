@@ -8,7 +8,8 @@ use std::time::Duration;
 use crate::adapter::ServiceAdapter;
 use crate::config::explain::{hint, quoted_key};
 use crate::config::{
-    ComposeConfig, Config, Guard, IntervalConfig, Limits, PRIMARY_STORE, ServiceConfig, StoreConfig,
+    ComposeConfig, Config, Guard, IntervalConfig, Limits, NotifyConfig, PRIMARY_STORE, ServiceConfig,
+    SpotConfig, StoreConfig,
 };
 use crate::encryption::Recipients;
 use crate::error::ConfigError;
@@ -19,8 +20,10 @@ use crate::secret::SecretRef;
 
 mod encryption;
 mod order;
+mod spot;
 mod stores;
 
+pub use spot::SPOT;
 pub use stores::PlannedStore;
 
 /// The interval of runs that name none. It always exists.
@@ -57,6 +60,10 @@ pub struct BackupPlan {
     pub compose: Option<ComposeConfig>,
     /// What opens encrypted backups; paths are absolute.
     pub keys: PlannedKeys,
+    /// What is done when the host is taken away, step by step; paths are absolute.
+    pub spot: Option<SpotConfig>,
+    /// Who is told; paths are absolute.
+    pub notify: NotifyConfig,
 }
 
 /// Where the keys are that open encrypted backups.
@@ -152,6 +159,16 @@ impl BackupPlan {
         let manual = Interval::new(MANUAL)?;
         let made = everything(manual.clone(), &services, &config.copies);
         intervals.entry(manual).or_insert(made);
+        let spot = match config.spot {
+            None => None,
+            Some(spot) => {
+                let name = spot::name()?;
+                let written = intervals.contains_key(&name);
+                let made = everything(name.clone(), &services, &config.copies);
+                let interval = intervals.entry(name).or_insert(made);
+                Some(spot::plan(spot, interval, written, &services, base_dir)?)
+            }
+        };
         let store_name = StoreName::new(PRIMARY_STORE)?;
         stores.insert(store_name.clone(), stores::primary(&store_name, &store, &intervals));
         Ok(Self {
@@ -168,6 +185,8 @@ impl BackupPlan {
             guard: config.guard,
             compose: config.compose.map(|c| c.relative_to(base_dir)),
             keys: encryption.keys,
+            spot,
+            notify: spot::notify(config.notify, base_dir),
         })
     }
 

@@ -8,6 +8,7 @@
 //! <state_dir>/restores/<service>/<run id>.json   journal of a restore: what `undo`, `cleanup` and a resumption need
 //! <state_dir>/interruptions/<id>.json     a service that is stopped, paused or fenced by us at this moment
 //! <state_dir>/fenced                      applications that a recovery stopped and did not start again yet, a line each
+//! <state_dir>/emergency.lock               flock held while the host is about to go away: nothing new begins
 //! <state_dir>/kept/<service>/             what a restore keeps aside when the service has no place for it
 //! <state_dir>/cache/<store id>/…          may be deleted at any time
 //! ```
@@ -30,10 +31,12 @@ use crate::error::BackupError;
 use crate::event::{Event, EventSink};
 use crate::id::{RunId, ServiceName};
 
+mod emergency;
 mod fence;
 mod interruptions;
 mod journal;
 
+pub use emergency::Emergency;
 pub use interruptions::{FileJournal, JournalContent};
 pub use journal::{RestoreJournal, RestorePhase};
 

@@ -8,6 +8,7 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 
 use super::explain::{quoted_key, read_table};
+use super::spot;
 use super::stores::{self, named_once};
 use super::values::{Keep, Rate, Size, Span};
 use super::{
@@ -41,6 +42,8 @@ struct RawConfig {
     guard: RawGuard,
     compose: Option<RawCompose>,
     encryption: Option<RawEncryption>,
+    spot: Option<toml::Table>,
+    notify: Option<toml::Table>,
     backup_configuration: Option<bool>,
 }
 
@@ -242,6 +245,8 @@ pub(super) fn read(table: toml::Table) -> Result<Config, ConfigError> {
         guard: guard(&raw.guard)?,
         compose: raw.compose.map(compose).transpose()?,
         encryption: raw.encryption.map(encryption).transpose()?.unwrap_or_default(),
+        spot: raw.spot.map(spot::read).transpose()?,
+        notify: raw.notify.map(spot::notify).transpose()?.unwrap_or_default(),
         backup_configuration: raw.backup_configuration.unwrap_or(true),
     })
 }

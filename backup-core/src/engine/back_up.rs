@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use chrono::TimeDelta;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{Engine, Inner, Run, RunReport, StepReport, millis};
@@ -30,13 +31,16 @@ pub struct BackupRequest {
     pub services: Vec<ServiceName>,
     /// Ends the run early, leaving every service as it was.
     pub cancel: CancellationToken,
+    /// The host goes away at this moment: everything is captured at once, and nothing else is done. What earlier runs left is
+    /// not tidied up, nothing is deleted, nothing copied.
+    pub until: Option<Instant>,
 }
 
 impl BackupRequest {
     /// All services of `interval`.
     #[must_use]
     pub fn new(interval: Interval) -> Self {
-        Self { interval, services: Vec::new(), cancel: CancellationToken::new() }
+        Self { interval, services: Vec::new(), cancel: CancellationToken::new(), until: None }
     }
 }
 
@@ -53,10 +57,16 @@ impl Engine {
         // Dropping this future cancels the work below; the tasks then end it in order.
         let cancel = request.cancel.child_token();
         let _on_drop = cancel.clone().drop_guard();
-        let run = Arc::new(inner.begin("run", &services, cancel)?);
-        let usual = Arc::new(inner.tidy_up(&run, &services, &request.interval).await);
+        let mut run = inner.begin("run", &services, cancel)?;
+        run.until = request.until;
+        let run = Arc::new(run);
+        let (usual, parallel) = match request.until {
+            Some(_) => (BTreeMap::new(), services.len().max(1)),
+            None => (inner.tidy_up(&run, &services, &request.interval).await, inner.parallel()),
+        };
+        let usual = Arc::new(usual);
 
-        let steps = inner.for_each(&services, inner.parallel(), "back-up", |name| {
+        let steps = inner.for_each(&services, parallel, "back-up", |name| {
             let (inner, run, interval) = (Arc::clone(inner), Arc::clone(&run), request.interval.clone());
             let usual = Arc::clone(&usual);
             async move {
@@ -65,6 +75,9 @@ impl Engine {
             }
         });
         let mut steps = steps.await;
+        if request.until.is_some() {
+            return Ok(inner.finish(&run, steps).await);
+        }
         // Every service is undisturbed and its backup safe by now: however slow or broken another store is.
         let copied = inner.copy_after(&run, &services, &request.interval).await;
         steps.extend(copied.steps);
@@ -88,7 +101,7 @@ impl Inner {
         if let Err(error) = self.capture(run, name, interval, usual, &mut step).await {
             step.fail(&error);
         }
-        if step.is_ok() && step.outcome != Outcome::Skipped {
+        if step.is_ok() && step.outcome != Outcome::Skipped && run.until.is_none() {
             // The backup is safe: what retention meets is a note, not a failure of the backup.
             if let Err(error) = self.retain(run, name, interval, &mut step).await {
                 let note = format!("retention: {}", chain(&error));

@@ -61,7 +61,10 @@ impl Inner {
                 open.backup, open.run_id
             )));
         }
-        let budget = self.plan.timeout(name, interval);
+        let mut budget = self.plan.timeout(name, interval);
+        if let Some(left) = run.until.map(|until| until.saturating_duration_since(Instant::now())) {
+            budget = Some(budget.map_or(left, |budget| budget.min(left)));
+        }
         let until = deadline(budget);
         let mut draft = self.reserve(run, name, interval, budget).await?;
         step.id = Some(draft.id().clone());

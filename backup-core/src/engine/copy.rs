@@ -263,6 +263,7 @@ impl Inner {
             )));
         }
         Ok(Self {
+            emergency: Arc::clone(&self.emergency),
             plan: self.plan.for_store(name.as_str())?,
             catalog,
             state: self.state.clone(),

@@ -48,6 +48,13 @@ impl BackupPlan {
         Ok(plan)
     }
 
+    /// Whether anything is copied anywhere.
+    #[must_use]
+    pub fn has_copies(&self) -> bool {
+        let named = self.intervals.values().flat_map(|i| &i.copies).chain(&self.copies);
+        named.into_iter().any(|to| *to != self.store_name)
+    }
+
     /// Where the backups of `interval` are copied to.
     #[must_use]
     pub fn copies_of(&self, interval: &Interval) -> &[StoreName] {
