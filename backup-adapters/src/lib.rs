@@ -28,6 +28,7 @@
 //! | `postgres` | a PostgreSQL or YugabyteDB (YSQL) server, with its own client programs |
 //! | `weaviate` | a Weaviate server, by its own backup API |
 //! | `neo4j` | a Neo4j server in a container, cloned while paused or dumped while stopped |
+//! | `spot` | the notice before a spot instance ends, and what is done then besides backing up |
 //! | `object` | stores at `s3://`, and over a client of one's own |
 
 use std::sync::Arc;
@@ -46,6 +47,8 @@ mod in_use;
 mod legacy;
 #[cfg(feature = "neo4j")]
 pub mod neo4j;
+#[cfg(feature = "spot")]
+pub mod notify;
 #[cfg(any(feature = "_tar", feature = "redis"))]
 mod on_disk;
 #[cfg(feature = "postgres")]
@@ -54,6 +57,8 @@ pub mod postgres;
 pub mod redis;
 #[cfg(feature = "_runtime")]
 pub mod runtime;
+#[cfg(feature = "spot")]
+pub mod spot;
 #[cfg(feature = "sqlite")]
 pub mod sqlite;
 #[cfg(feature = "object")]

@@ -1,0 +1,199 @@
+//! The instance metadata service of EC2, version 2.
+//!
+//! <https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/spot-instance-termination-notices.html>: `spot/instance-action`
+//! is there (200, JSON) once the instance will be interrupted, and 404 before; `events/recommendations/rebalance` likewise
+//! when it is at a higher risk.
+
+use std::fmt;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use aws_config::imds::client::Client;
+use aws_config::imds::client::error::ImdsError;
+use backup_core::{AdapterError, AdapterErrorKind};
+use chrono::{DateTime, Utc};
+use serde::Deserialize;
+
+const INSTANCE_ACTION: &str = "/latest/meta-data/spot/instance-action";
+const REBALANCE: &str = "/latest/meta-data/events/recommendations/rebalance";
+
+const CONNECT: Duration = Duration::from_secs(1);
+const READ: Duration = Duration::from_secs(2);
+/// One question, with a new token before it.
+const QUESTION: Duration = Duration::from_secs(4);
+
+/// What happens to the instance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NoticeKind {
+    /// It ends, and with it what is on its own disks.
+    Terminate,
+    /// It stops, and may be started again.
+    Stop,
+    /// It hibernates, which begins at once: there are no two minutes.
+    Hibernate,
+}
+
+impl fmt::Display for NoticeKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Terminate => "terminate",
+            Self::Stop => "stop",
+            Self::Hibernate => "hibernate",
+        })
+    }
+}
+
+/// The notice that the instance is interrupted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Notice {
+    /// What happens.
+    pub kind: NoticeKind,
+    /// When, about.
+    pub time: DateTime<Utc>,
+}
+
+/// What the service says at a moment.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Signals {
+    /// The instance is interrupted.
+    pub notice: Option<Notice>,
+    /// The instance is at a higher risk of that, since this moment.
+    pub rebalance: Option<DateTime<Utc>>,
+}
+
+/// A client of the service. Keeps its token, and renews it.
+#[derive(Debug)]
+pub struct Imds {
+    client: Mutex<Client>,
+    endpoint: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Action {
+    action: String,
+    time: DateTime<Utc>,
+}
+
+#[derive(Deserialize)]
+struct Recommendation {
+    #[serde(rename = "noticeTime")]
+    notice_time: DateTime<Utc>,
+}
+
+impl Imds {
+    /// The service at `endpoint`, or where EC2 has it. Makes no contact.
+    ///
+    /// # Errors
+    /// `InvalidConfig` for what is no URL.
+    pub fn new(endpoint: Option<&str>) -> Result<Self, AdapterError> {
+        Ok(Self { client: Mutex::new(client(endpoint)?), endpoint: endpoint.map(str::to_owned) })
+    }
+
+    /// Asks what happens to the instance.
+    ///
+    /// # Errors
+    /// `Unavailable` if the service does not answer: **not** that there is no notice. `Corrupt` for an answer that cannot
+    /// be understood.
+    pub async fn look(&self) -> Result<Signals, AdapterError> {
+        let notice = match self.get(INSTANCE_ACTION).await? {
+            None => None,
+            Some(text) => Some(notice(&text)?),
+        };
+        // The notice does not wait for what is less.
+        let rebalance = match notice {
+            Some(_) => None,
+            None => self.get(REBALANCE).await?.map(|text| recommended(&text)).transpose()?,
+        };
+        Ok(Signals { notice, rebalance })
+    }
+
+    /// `None` if there is no such thing.
+    async fn get(&self, path: &str) -> Result<Option<String>, AdapterError> {
+        let place = self.endpoint.as_deref().unwrap_or("169.254.169.254");
+        let known = self.client.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut answer = known.get(path).await;
+        if matches!(&answer, Err(ImdsError::ErrorResponse(e)) if e.response().status().as_u16() == 401) {
+            // The client keeps a token until it has expired by this host's clock, which may be wrong, and the service may
+            // have begun anew: only another client asks for another token.
+            let renewed = client(self.endpoint.as_deref())?;
+            *self.client.lock().unwrap_or_else(PoisonError::into_inner) = renewed.clone();
+            answer = renewed.get(path).await;
+        }
+        match answer {
+            Ok(text) => Ok(Some(text.as_ref().to_owned())),
+            Err(ImdsError::ErrorResponse(e)) if e.response().status().as_u16() == 404 => Ok(None),
+            Err(ImdsError::ErrorResponse(e)) => {
+                let status = e.response().status().as_u16();
+                let what = format!("the instance metadata service at {place} answers {status} for {path}");
+                Err(AdapterError::new(AdapterErrorKind::Unavailable, what))
+            }
+            Err(ImdsError::FailedToLoadToken(e)) => {
+                let what = format!(
+                    "the instance metadata service at {place} gives no token: is this an EC2 instance? In a container it needs a hop limit of 2 (`aws ec2 modify-instance-metadata-options --http-put-response-hop-limit 2`)"
+                );
+                Err(AdapterError::new(AdapterErrorKind::Unavailable, what)
+                    .with_source(ImdsError::FailedToLoadToken(e)))
+            }
+            Err(e) => {
+                let what = format!("the instance metadata service at {place} does not answer");
+                Err(AdapterError::new(AdapterErrorKind::Unavailable, what).with_source(e))
+            }
+        }
+    }
+}
+
+fn client(endpoint: Option<&str>) -> Result<Client, AdapterError> {
+    let mut client = Client::builder()
+        .connect_timeout(CONNECT)
+        .read_timeout(READ)
+        .operation_timeout(QUESTION)
+        // The next look is the next attempt.
+        .max_attempts(1);
+    if let Some(endpoint) = endpoint {
+        client = client.endpoint(endpoint).map_err(|e| {
+            let what = format!("spot.metadata: `{endpoint}` is no URL such as http://169.254.169.254");
+            AdapterError::new(AdapterErrorKind::InvalidConfig, what).with_source(e)
+        })?;
+    }
+    Ok(client.build())
+}
+
+fn notice(text: &str) -> Result<Notice, AdapterError> {
+    let odd =
+        |why: String| AdapterError::corrupt(format!("the notice of the instance metadata service: {why}"));
+    let action: Action = serde_json::from_str(text).map_err(|e| odd(e.to_string()))?;
+    let kind = match action.action.as_str() {
+        "stop" => NoticeKind::Stop,
+        "hibernate" => NoticeKind::Hibernate,
+        // Whatever else may come to mean the end: it does.
+        _ => NoticeKind::Terminate,
+    };
+    Ok(Notice { kind, time: action.time })
+}
+
+fn recommended(text: &str) -> Result<DateTime<Utc>, AdapterError> {
+    let read = serde_json::from_str::<Recommendation>(text);
+    read.map(|r| r.notice_time)
+        .map_err(|e| AdapterError::corrupt(format!("the rebalance recommendation: {e}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn notices_are_read_as_ec2_writes_them() {
+        let read = notice(r#"{"action": "terminate", "time": "2017-09-18T08:22:00Z"}"#).unwrap();
+        assert_eq!(
+            (read.kind, read.time.to_rfc3339().as_str()),
+            (NoticeKind::Terminate, "2017-09-18T08:22:00+00:00")
+        );
+        assert_eq!(
+            notice(r#"{"action":"hibernate","time":"2017-09-18T08:22:00Z"}"#).unwrap().kind,
+            NoticeKind::Hibernate
+        );
+        assert!(notice("<html>").is_err());
+        assert!(recommended(r#"{"noticeTime":"2020-11-05T08:22:00Z"}"#).is_ok());
+    }
+}
