@@ -118,6 +118,8 @@ pub(crate) enum Verb {
     Undo(commands::undo::Args),
     Resume(commands::resume::Args),
     Copy(commands::copy::Args),
+    #[cfg(feature = "full")]
+    Spot(commands::spot::Args),
     Prune(commands::prune::Args),
     Cleanup(commands::cleanup::Args),
     Hold(commands::marks::Hold),

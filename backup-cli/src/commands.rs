@@ -22,6 +22,8 @@ pub(crate) mod restore;
 pub(crate) mod resume;
 pub(crate) mod run;
 pub(crate) mod show;
+#[cfg(feature = "full")]
+pub(crate) mod spot;
 pub(crate) mod status;
 pub(crate) mod undo;
 pub(crate) mod verify;
@@ -49,6 +51,8 @@ impl Verb {
             Self::Undo(args) => args.run(cx).await,
             Self::Resume(args) => args.run(cx).await,
             Self::Copy(args) => args.run(cx).await,
+            #[cfg(feature = "full")]
+            Self::Spot(args) => args.run(cx).await,
             Self::Prune(args) => args.run(cx).await,
             Self::Cleanup(args) => args.run(cx).await,
             Self::Hold(args) => args.run(cx).await,

@@ -28,6 +28,7 @@ mod redis_unit;
 mod restore;
 mod retention;
 mod s3;
+mod spot;
 mod stack;
 mod streams;
 mod support;

@@ -10,11 +10,11 @@ use super::support::{Ran, World, ran};
 const ID: &str = "canary-id-51c2";
 const SECRET: &str = "canary-secret-90d7";
 
-const KEYS: [(&str, &str); 2] = [("AWS_ACCESS_KEY_ID", ID), ("AWS_SECRET_ACCESS_KEY", SECRET)];
+pub(crate) const KEYS: [(&str, &str); 2] = [("AWS_ACCESS_KEY_ID", ID), ("AWS_SECRET_ACCESS_KEY", SECRET)];
 
 /// A MinIO with the bucket `ours`. Its standard input is its life: however this process ends, the container goes.
-struct Storage {
-    address: String,
+pub(crate) struct Storage {
+    pub(crate) address: String,
     name: String,
     life: Child,
 }
@@ -25,7 +25,7 @@ fn image() -> String {
 }
 
 impl Storage {
-    fn start(which: &str) -> Self {
+    pub(crate) fn start(which: &str) -> Self {
         let pid = std::process::id();
         let name = format!("backup-test-cli-minio-{which}-{pid}");
         let life = Command::new("docker")
@@ -63,18 +63,18 @@ impl Storage {
     }
 
     /// Whether anything that is stored has this text in it, as the storage keeps it on its disk.
-    fn has(&self, text: &str) -> bool {
+    pub(crate) fn has(&self, text: &str) -> bool {
         let found = Command::new("docker").args(["exec", &self.name, "grep", "-rqF", text, "/data"]).status();
         found.unwrap().success()
     }
 
-    fn ok(&self, world: &World, args: &[&str]) -> Ran {
+    pub(crate) fn ok(&self, world: &World, args: &[&str]) -> Ran {
         let ran = self.run(world, args, &KEYS);
         assert_eq!(ran.code, 0, "{args:?}: {ran:#?}");
         ran
     }
 
-    fn run(&self, world: &World, args: &[&str], environment: &[(&str, &str)]) -> Ran {
+    pub(crate) fn run(&self, world: &World, args: &[&str], environment: &[(&str, &str)]) -> Ran {
         let endpoint = format!("http://{}", self.address);
         let mut command = world.command(args);
         command.env("AWS_ENDPOINT_URL_S3", endpoint).env("AWS_REGION", "us-east-1");
@@ -185,7 +185,7 @@ smoke = ['SELECT count(*) FROM orders']
 ";
 
 /// Three services with content; a key in `key`.
-fn host(world: &World) -> String {
+pub(crate) fn host(world: &World) -> String {
     world.fill();
     world.write(".env", "PASSWORD=plain-canary\n");
     sqlite(world, "CREATE TABLE orders(id); INSERT INTO orders VALUES (4711)");
@@ -199,7 +199,7 @@ fn sqlite(world: &World, script: &str) -> String {
 }
 
 /// Nothing is left but what `keep` names.
-fn burn(world: &World, keep: &[&str]) {
+pub(crate) fn burn(world: &World, keep: &[&str]) {
     for entry in std::fs::read_dir(world.path("")).unwrap().map(Result::unwrap) {
         if keep.iter().any(|k| entry.file_name() == *k) {
             continue;

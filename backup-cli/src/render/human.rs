@@ -119,6 +119,17 @@ impl EventSink for HumanEvents {
                 }
                 b.bar.set_position(bytes);
             }),
+            Event::StepFinished { step, outcome: result, ms, said, error } => {
+                let (word, colour) = outcome(result);
+                let mut line =
+                    format!("{step:16}  {}  {}", paint(colour, &format!("{word:9}")), format::millis(ms));
+                if let Some(more) = error.or(said) {
+                    line.push_str(&format!("  {more}"));
+                }
+                if !self.ui.is_quiet() {
+                    self.ui.product(&line);
+                }
+            }
             Event::Warning { service, message } => self.ui.warn(&about(service.as_ref(), &message)),
             Event::ServiceFinished { service, id, outcome: result, plain_bytes, stored_bytes, ms, error } => {
                 let (word, colour) = outcome(result);

@@ -1,0 +1,230 @@
+//! `backup spot watch`.
+
+use std::time::Duration;
+
+use backup_adapters::notify::{Message, Urgency, tell};
+use backup_adapters::spot::{Imds, Notice, NoticeKind, on_instance_store};
+use backup_core::engine::CopyRequest;
+use backup_core::{Outcome, chain};
+use chrono::{DateTime, TimeDelta, Utc};
+use serde_json::json;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::Spot;
+use crate::context::{Context, Done};
+use crate::error::CliError;
+use crate::format;
+
+/// What AWS promises between the notice and the end, and the least that is tried for if the clock or the notice says that
+/// it is over already.
+const PROMISED: Duration = Duration::from_secs(120);
+const LEAST: Duration = Duration::from_secs(20);
+
+/// How long after its announced end a host must still be there to count as one that stayed.
+const STAYED: TimeDelta = TimeDelta::minutes(5);
+
+/// How often it is told again that nobody could tell us of a notice.
+const REMIND: Duration = Duration::from_secs(600);
+
+/// Wait for the notice, and answer it
+///
+/// Asks the instance metadata service every five seconds. A rebalance recommendation (the instance is at a higher risk)
+/// starts copies, and stops nothing. A signal that comes while a notice is answered does not cut that short.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// End after the first notice was answered
+    #[arg(long)]
+    once: bool,
+}
+
+/// What was seen so far.
+#[derive(Default)]
+struct Seen {
+    /// The end that was announced.
+    notice: Option<DateTime<Utc>>,
+    rebalance: Option<DateTime<Utc>>,
+    /// Since when the service has not answered, and when that was told.
+    silent: Option<(DateTime<Utc>, tokio::time::Instant)>,
+    copying: Option<(CancellationToken, JoinSet<()>)>,
+}
+
+impl Args {
+    pub(super) async fn run(&self, cx: &Context, spot: &Spot) -> Result<Done, CliError> {
+        let imds = Imds::new(spot.config.metadata.as_deref())
+            .map_err(|e| CliError::usage("[spot] cannot be watched").because(&e))?;
+        let stop = cx.interrupt.graceful();
+        warn_of_what_would_be_lost(cx, spot);
+        cx.ui.note(&format!("watching for a notice, every {}", format::duration(spot.config.poll)));
+        let mut seen = Seen::default();
+        let mut tick = tokio::time::interval(spot.config.poll);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => break,
+                _ = tick.tick() => {}
+            }
+            let signals = match imds.look().await {
+                Ok(signals) => {
+                    if let Some((since, _)) = seen.silent.take() {
+                        cx.ui.note(&format!(
+                            "the metadata service answers again; it did not since {}",
+                            format::time(since)
+                        ));
+                    }
+                    signals
+                }
+                // Not that there is no notice: only that nobody could tell.
+                Err(e) => {
+                    silent(cx, &mut seen, &chain(&e));
+                    continue;
+                }
+            };
+            if let Some(notice) = signals.notice {
+                if seen.notice == Some(notice.time) {
+                    self.after(cx, spot, notice.time);
+                    continue;
+                }
+                seen.notice = Some(notice.time);
+                if let Some((cancel, copying)) = seen.copying.take() {
+                    cancel.cancel();
+                    let _late = tokio::time::timeout(Duration::from_secs(2), copying.join_all()).await;
+                }
+                // A signal does not cut this short: the system that shuts down sends one.
+                answer(cx, spot, notice).await?;
+                if self.once || stop.is_cancelled() {
+                    break;
+                }
+            } else if signals.rebalance.is_some() && seen.rebalance != signals.rebalance {
+                seen.rebalance = signals.rebalance;
+                seen.copying = Some(copy_now(cx, spot));
+            }
+        }
+        if let Some((cancel, copying)) = seen.copying {
+            cancel.cancel();
+            copying.join_all().await;
+        }
+        Ok(Done::ok())
+    }
+
+    /// A host that was to stop, or whose notice was withdrawn, may still be there: it does its work again.
+    fn after(&self, cx: &Context, spot: &Spot, end: DateTime<Utc>) {
+        if cx.clock.now() > end + STAYED {
+            spot.session.engine.end_emergency();
+        }
+    }
+}
+
+fn silent(cx: &Context, seen: &mut Seen, why: &str) {
+    let now = tokio::time::Instant::now();
+    let (since, told) = seen.silent.unwrap_or_else(|| (cx.clock.now(), now));
+    if seen.silent.is_none() || now.duration_since(told) >= REMIND {
+        cx.ui.warn(&format!("a notice would be missed: {why}"));
+        seen.silent = Some((since, now));
+    } else {
+        seen.silent = Some((since, told));
+    }
+}
+
+async fn answer(cx: &Context, spot: &Spot, notice: Notice) -> Result<(), CliError> {
+    let left = time_left(notice, cx.clock.now());
+    let fate = format!("{} at {}", notice.kind, notice.time.format("%H:%M:%S UTC"));
+    cx.ui.warn(&format!("this host goes away: {fate}"));
+    if cx.ui.is_json() {
+        let time = notice.time;
+        cx.ui.json(
+            &json!({ "event": "notice", "action": notice.kind, "time": time, "left_ms": left.as_millis() }),
+        );
+    }
+    let request = spot.request(left, fate, false)?;
+    let report = match spot.flush(cx, &request).await {
+        Ok(report) => report,
+        // Another process answers it already.
+        Err(e) => {
+            cx.ui.error(&e);
+            return Ok(());
+        }
+    };
+    if cx.ui.is_json() {
+        cx.ui.json(
+            &json!({ "event": "flush", "steps": report.steps, "ended": report.ended, "ms": report.ms }),
+        );
+    }
+    let failed = report.steps.iter().filter(|s| !matches!(s.outcome, Outcome::Ok | Outcome::Skipped)).count();
+    let took = format::millis(report.ms);
+    match failed {
+        0 => cx.ui.note(&format!("everything was saved, in {took}")),
+        n => cx.ui.warn(&format!("{n} of {} steps failed; it took {took}", report.steps.len())),
+    }
+    Ok(())
+}
+
+/// How long the host has. Hibernation begins with the notice.
+fn time_left(notice: Notice, now: DateTime<Utc>) -> Duration {
+    let told = (notice.time - now).to_std().unwrap_or_default();
+    match notice.kind {
+        NoticeKind::Hibernate => LEAST,
+        _ => told.clamp(LEAST, PROMISED),
+    }
+}
+
+/// Copies what is good to the other stores, beside the watch.
+fn copy_now(cx: &Context, spot: &Spot) -> (CancellationToken, JoinSet<()>) {
+    cx.ui.warn("this host is at a higher risk of being taken away: copying what is good; nothing is stopped");
+    let message = Message {
+        title: "This host may be taken away soon".to_owned(),
+        text: "AWS recommends to rebalance. Backups are being copied; nothing is stopped.".to_owned(),
+        urgency: Urgency::High,
+    };
+    let cancel = CancellationToken::new();
+    let (engine, ui, channels) =
+        (spot.session.engine.clone(), std::sync::Arc::clone(&cx.ui), spot.channels.clone());
+    let copies = spot.session.plan().has_copies();
+    let request = CopyRequest { cancel: cancel.clone(), ..CopyRequest::default() };
+    let mut task = JoinSet::new();
+    task.spawn(async move {
+        if let Err(e) = tell(&channels, &message).await {
+            ui.note(&chain(&e));
+        }
+        if copies && let Err(e) = engine.copy(&request).await {
+            ui.warn(&chain(&e));
+        }
+    });
+    (cancel, task)
+}
+
+/// What no notice can save.
+fn warn_of_what_would_be_lost(cx: &Context, spot: &Spot) {
+    let plan = spot.session.plan();
+    let places = plan.excluded().into_iter().chain([spot.session.engine.state().root().to_owned()]);
+    for place in places.chain(spot.config.repositories.iter().cloned()) {
+        if on_instance_store(&place) {
+            cx.ui.warn(&format!(
+                "`{}` is on a disk of the instance's own, which is empty wherever it is started next",
+                place.display()
+            ));
+        }
+    }
+    if plan.store.local_path().is_some() && !plan.has_copies() {
+        cx.ui
+            .warn("backups stay on this host only: `copies` in the configuration would bring them elsewhere");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_time_left_is_what_the_notice_says_within_reason() {
+        let now: DateTime<Utc> = "2026-03-09T04:38:20Z".parse().unwrap();
+        let left = |kind, seconds| {
+            time_left(Notice { kind, time: now + TimeDelta::seconds(seconds) }, now).as_secs()
+        };
+        assert_eq!(left(NoticeKind::Terminate, 100), 100);
+        // A clock that is wrong.
+        assert_eq!(left(NoticeKind::Terminate, 3600), 120);
+        assert_eq!(left(NoticeKind::Stop, -3600), 20);
+        assert_eq!(left(NoticeKind::Hibernate, 100), 20);
+    }
+}
