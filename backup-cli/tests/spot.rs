@@ -154,7 +154,10 @@ fn a_notice_is_answered_in_order_and_people_are_told() {
     assert_eq!(host.world.good(), ["env/spot/20260309_043820"]);
     assert!(host.world.path("far/env/spot/20260309_043820/metadata.json").exists());
     let logged = host.run(&["logs"]);
-    assert!(logged.out.contains("spot"), "{logged:#?}");
+    let run =
+        logged.out.lines().find(|l| l.contains(" spot ")).unwrap().split(' ').next().unwrap().to_owned();
+    let told = host.run(&["logs", &run]).out;
+    assert!(["alert", "env", "copy", "notice"].iter().all(|step| told.contains(step)), "{told}");
 }
 
 #[test]
@@ -213,6 +216,30 @@ fn a_signal_does_not_cut_the_answer_short() {
     assert_eq!(step(&ran, "back-up")["outcome"], "failed", "{ran:#?}");
     assert_eq!(step(&ran, "env")["outcome"], "ok", "{ran:#?}");
     assert_eq!(host.world.good(), ["env/spot/20260309_043820"]);
+}
+
+#[test]
+fn what_can_be_saved_here_is_when_the_network_is_gone() {
+    // Nobody listens there any more.
+    let gone = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let host = Host::new("repositories = ['app']\n");
+    let app = host.world.path("app");
+    host.world.write("app/main.rs", "unfinished\n");
+    git::git(&app, &["init", "-q"]);
+    git::git(&app, &["remote", "add", "origin", &format!("http://{gone}/app.git")]);
+    let config = host.world.read("backup.toml").replace(&host.server.url, &format!("http://{gone}"));
+    let s3 = format!("url = 's3://ours/here'\noptions = {{ endpoint = 'http://{gone}', allow_http = true }}");
+    host.world.write("backup.toml", &config.replace("url = 'far'", &s3));
+    let began = Instant::now();
+    let ran = host.run(&["spot", "simulate", "--in-earnest", "--yes", "--notice", "15s", "--json"]);
+    assert_eq!(ran.code, 3, "{ran:#?}");
+    assert!(began.elapsed() < Duration::from_secs(16), "{:?}", began.elapsed());
+    for failed in ["alert", "git", "copy", "notice"] {
+        assert_eq!(step(&ran, failed)["outcome"], "failed", "{failed}: {ran:#?}");
+    }
+    assert_eq!(step(&ran, "env")["outcome"], "ok");
+    assert_eq!(host.world.good(), ["env/spot/20260309_043820"]);
+    assert!(git::git(&app, &["for-each-ref", "refs/heads/spot"]).contains("spot/ip-10-0-0-1"));
 }
 
 #[test]

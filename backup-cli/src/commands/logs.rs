@@ -168,7 +168,10 @@ fn text(report: &RunReport) -> String {
             comfy_table::Cell::new(format::millis(part.ms)),
         ]);
     }
-    out.push(if report.steps.is_empty() { "nothing was selected".to_owned() } else { table::text(&table) });
+    out.push(match report.steps.is_empty() && report.parts.is_empty() {
+        true => "nothing was selected".to_owned(),
+        false => table::text(&table),
+    });
     let mut said = |who: &str, text: String| out.push(format!("{who}: {text}"));
     for step in &report.steps {
         if let Some(error) = &step.error {

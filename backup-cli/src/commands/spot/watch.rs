@@ -205,6 +205,12 @@ fn warn_of_what_would_be_lost(cx: &Context, spot: &Spot) {
             ));
         }
     }
+    for tree in spot.config.repositories.iter().filter(|tree| !tree.join(".git").exists()) {
+        cx.ui.warn(&format!(
+            "`{}` is no Git work tree: no emergency commit can be made of it",
+            tree.display()
+        ));
+    }
     if plan.store.local_path().is_some() && !plan.has_copies() {
         cx.ui
             .warn("backups stay on this host only: `copies` in the configuration would bring them elsewhere");
