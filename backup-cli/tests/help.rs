@@ -25,6 +25,7 @@ fn the_short_help_fits_a_screen() {
       undo         Put back what the newest restore of a service had replaced
       resume       Start services again that a killed run has left stopped, paused or fenced
       copy         Copy good backups to other stores
+      spot         Save what can be saved when this spot instance is taken away
       prune        Delete what the retention of the intervals no longer keeps
       cleanup      Remove what restores kept aside, and what interrupted ones left
       hold         Keep a backup, whatever retention says
