@@ -84,3 +84,20 @@ stop_writers() {
     done
     writers=()
 }
+
+healthy() {
+    [[ $(docker inspect --format '{{.State.Health.Status}}' "$1") == healthy ]]
+}
+
+# A bucket, and a key to encrypt for. What the program needs to reach it is in the environment, as on an instance.
+storage() {
+    install_missing curl curl
+    docker run -d --name "$name-storage" --label "backup-test.stack=$name-storage" -e MINIO_ROOT_USER=rehearsal \
+        -e MINIO_ROOT_PASSWORD=rehearsal-only --entrypoint sh backup-test/minio -c 'mkdir -p /data/bucket; exec minio server /data'
+    at_end+=("docker rm -fv $name-storage")
+    local address
+    address=$(docker inspect --format '{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}' "$name-storage")
+    export AWS_ENDPOINT_URL_S3=http://$address:9000 AWS_REGION=us-east-1 AWS_ACCESS_KEY_ID=rehearsal AWS_SECRET_ACCESS_KEY=rehearsal-only
+    wait_for 60 curl -sf "$AWS_ENDPOINT_URL_S3/minio/health/ready" || die "the storage does not answer"
+    "$backup" keys new "$work/key"
+}
