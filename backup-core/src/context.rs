@@ -42,6 +42,9 @@ pub struct OpContext {
     pub threads: usize,
     /// The user insists: go on where a doubt, not a danger to other data, would stop the operation.
     pub force: bool,
+    /// The host goes away when the budget ends: this is the last capture that there will be, and what it interrupts ends
+    /// anyway.
+    pub last_chance: bool,
     /// The time.
     pub clock: Arc<dyn Clock>,
     /// Where events go.
@@ -81,6 +84,7 @@ impl OpContext {
             deadline: None,
             threads: 1,
             force: false,
+            last_chance: false,
             clock,
             events: Arc::new(crate::event::NoEvents),
             secrets: Arc::new(crate::secret::NoSecrets),

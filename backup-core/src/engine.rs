@@ -253,6 +253,8 @@ struct Run {
     guard: RunGuard,
     /// When all of it must be over: the host goes away.
     until: Option<Instant>,
+    /// No service has to come back.
+    last_chance: bool,
 }
 
 impl Inner {
@@ -271,7 +273,7 @@ impl Inner {
             verb: verb.to_owned(),
             services: services.to_vec(),
         });
-        Ok(Run { id, verb, cancel, started: Instant::now(), guard, until: None })
+        Ok(Run { id, verb, cancel, started: Instant::now(), guard, until: None, last_chance: false })
     }
 
     fn end(&self, run: &Run, outcome: Outcome) {
@@ -306,6 +308,7 @@ impl Inner {
         cx.excluded = self.excluded();
         cx.cancel = run.cancel.child_token();
         cx.deadline = deadline;
+        cx.last_chance = run.last_chance;
         cx.threads = self.threads();
         cx.events = Arc::clone(&self.events);
         cx.secrets = Arc::clone(&self.secrets);

@@ -115,7 +115,10 @@ pub(super) async fn open(neo4j: &Neo4j, cx: &OpContext) -> Result<BackupSource, 
         };
         clones = refused.is_none();
         if mode == CaptureMode::Auto {
-            limit = neo4j.max_interruption;
+            limit = match cx.remaining() {
+                Some(left) if cx.last_chance => left,
+                _ => neo4j.max_interruption,
+            };
             let why = refused.map(|e| e.to_string());
             let chosen = choose(bytes, limit, why.as_deref());
             mode = chosen?;

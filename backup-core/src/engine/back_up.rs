@@ -34,13 +34,21 @@ pub struct BackupRequest {
     /// The host goes away at this moment: everything is captured at once, and nothing else is done. What earlier runs left is
     /// not tidied up, nothing is deleted, nothing copied.
     pub until: Option<Instant>,
+    /// Services may be interrupted as long as there is time: see [`OpContext::last_chance`](crate::OpContext::last_chance).
+    pub last_chance: bool,
 }
 
 impl BackupRequest {
     /// All services of `interval`.
     #[must_use]
     pub fn new(interval: Interval) -> Self {
-        Self { interval, services: Vec::new(), cancel: CancellationToken::new(), until: None }
+        Self {
+            interval,
+            services: Vec::new(),
+            cancel: CancellationToken::new(),
+            until: None,
+            last_chance: false,
+        }
     }
 }
 
@@ -58,7 +66,7 @@ impl Engine {
         let cancel = request.cancel.child_token();
         let _on_drop = cancel.clone().drop_guard();
         let mut run = inner.begin("run", &services, cancel)?;
-        run.until = request.until;
+        (run.until, run.last_chance) = (request.until, request.last_chance);
         let run = Arc::new(run);
         let (usual, parallel) = match request.until {
             Some(_) => (BTreeMap::new(), services.len().max(1)),

@@ -75,7 +75,8 @@ pub struct FlushRequest {
     pub steps: Vec<FlushStep>,
     /// When the host goes away.
     pub deadline: Instant,
-    /// It is an exercise: what other processes do is not ended, and they may begin something new.
+    /// It is an exercise: what other processes do is not ended, they may begin something new, and services are interrupted
+    /// no longer than on any other day.
     pub rehearsal: bool,
 }
 
@@ -265,7 +266,7 @@ impl Engine {
             FlushWork::BackUp(services) => {
                 let mut request = BackupRequest::new(interval);
                 request.services.clone_from(services);
-                request.until = Some(until);
+                (request.until, request.last_chance) = (Some(until), !cx.rehearsal);
                 let cancel = request.cancel.clone();
                 in_time(until, cancel, self.back_up(&request)).await.map(Done::Run)
             }

@@ -41,7 +41,11 @@ impl Taking {
 
     /// Stops the server; one that had to be killed is started again, to recover, and stopped once more.
     async fn stop(&self, exit_codes: &mut BTreeMap<String, i64>) -> Result<Interruption, AdapterError> {
-        let (cx, grace) = (&self.cx, self.neo4j.stop_timeout);
+        let (cx, mut grace) = (&self.cx, self.neo4j.stop_timeout);
+        if let Some(left) = cx.remaining().filter(|_| cx.last_chance) {
+            // The dump needs its part, too.
+            grace = grace.min(left / 2);
+        }
         for attempt in 1..=2 {
             phase(cx, "stopping the server");
             let deadline = Instant::now() + cx.remaining().unwrap_or(self.limit).min(self.limit);
