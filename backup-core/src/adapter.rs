@@ -15,11 +15,13 @@ use crate::source::{BackupSource, ByteStream};
 
 mod ask;
 mod capabilities;
+mod external;
 mod legacy;
 mod restoring;
 
 pub use self::ask::{ANSWER_TIME, Answer, passes};
 pub use self::capabilities::Capabilities;
+pub use self::external::ExternalState;
 pub use self::legacy::LegacyArtifact;
 pub use self::restoring::{
     Leftover, Replaced, RestorePlan, RestoreTarget, ScratchHandle, SpaceNeed, StepToken,
@@ -264,6 +266,23 @@ pub trait ServiceAdapter: fmt::Debug + Send + Sync + 'static {
     async fn bring_back(&self, cx: &OpContext, entry: &InterruptionEntry) -> Result<Replay, AdapterError> {
         let _unused = (cx, entry);
         Err(AdapterError::unsupported(format!("`{}` never interrupts its service", self.kind())))
+    }
+
+    /// How the external artifacts of `backup` stand: asked for what is [`pending`](crate::CaptureReport::pending), and
+    /// whenever a backup is verified. The default is for what is complete as soon as it is committed, and cannot be lost.
+    ///
+    /// # Errors
+    /// Whatever keeps it from being known: proves nothing about the backup.
+    async fn external_state(&self, cx: &OpContext, backup: &Metadata) -> Result<ExternalState, AdapterError> {
+        let _unused = (cx, backup);
+        Ok(ExternalState::Complete)
+    }
+
+    /// Removes the external artifacts of runs that are over and have certainly committed no backup: what
+    /// [`reclaim`](Self::reclaim), which cannot tell, leaves alone. Idempotent; returns what was removed, one line each.
+    async fn reclaim_external(&self, cx: &OpContext, dead: &[RunId]) -> Result<Vec<String>, AdapterError> {
+        let _unused = (cx, dead);
+        Ok(Vec::new())
     }
 
     /// Deletes external artifacts. Idempotent: what is already gone is success. Called only for the store of origin.

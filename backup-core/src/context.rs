@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use crate::clock::Clock;
 use crate::error::{AdapterError, AdapterErrorKind};
 use crate::event::{Event, EventSink};
-use crate::id::{RunId, ServiceName, Timestamp};
+use crate::id::{Interval, RunId, ServiceName, Timestamp};
 use crate::runtime::{InterruptionContext, InterruptionJournal, NoWatchdog, Watchdog};
 use crate::secret::SecretResolver;
 use crate::state::FileJournal;
@@ -25,6 +25,10 @@ pub struct OpContext {
     pub run_id: RunId,
     /// The run that is at work: `run_id`, unless it finishes or undoes what that one has begun.
     pub at_work: RunId,
+    /// The series of the backup that is made; `None` for every other operation.
+    pub interval: Option<Interval>,
+    /// The id of the store, which owns what is made outside of it; empty if there is none.
+    pub store_id: String,
     /// The operation's moment: names the backup, and what a restore keeps aside (`<name>.backup.<timestamp>`).
     pub timestamp: Timestamp,
     /// A private folder on local disk that exists and is removed after the operation, for spools and scratch files.
@@ -74,6 +78,8 @@ impl OpContext {
             service,
             at_work: run_id.clone(),
             run_id,
+            interval: None,
+            store_id: String::new(),
             timestamp,
             kept: spool.join("kept"),
             journal: Arc::new(FileJournal::new(spool.join("interruptions"))),

@@ -43,6 +43,7 @@ mod keys;
 mod legacy;
 mod marks;
 mod order;
+mod pending;
 mod preview;
 mod prune;
 mod publish;
@@ -62,6 +63,7 @@ pub use copy::{CopyAction, CopyPlan, CopyRequest, PlannedCopy};
 pub use drill::{DrillReport, DrillRequest, DrilledBackup, DrilledService};
 pub use flush::{FlushAction, FlushContext, FlushReport, FlushRequest, FlushStep, FlushWork, FlushedStep};
 pub use legacy::LegacyView;
+pub use pending::PendingBackup;
 pub use preview::{RestorePreview, RestoreRequest};
 pub use prune::{PruneRequest, SeriesPlan};
 pub use recover::{
@@ -305,6 +307,7 @@ impl Inner {
     ) -> Result<OpContext, BackupError> {
         let spool = run.guard.spool(&service.name)?;
         let mut cx = OpContext::new(service.name.clone(), run.id.clone(), at, spool, Arc::clone(&self.clock));
+        cx.store_id = self.catalog.store_id().to_owned();
         cx.excluded = self.excluded();
         cx.cancel = run.cancel.child_token();
         cx.deadline = deadline;

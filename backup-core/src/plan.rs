@@ -239,6 +239,9 @@ fn plan_service(
             .at(format!("services.{}.smoke", quoted_key(name.as_str())))
             .hint("remove the key"));
     }
+    // What comes back by a verb of its own is no part of a recovery.
+    let can = adapter.capabilities();
+    let can_restore = can.restore_live || can.restore_dir || can.restore_scratch;
     Ok(PlannedService {
         name,
         kind: config.kind,
@@ -250,7 +253,7 @@ fn plan_service(
         smoke: config.smoke,
         encrypt,
         enabled: config.enabled,
-        recovers: config.recovers,
+        recovers: config.recovers && can_restore,
         labels: config.labels,
     })
 }

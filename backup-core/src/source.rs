@@ -150,6 +150,9 @@ pub struct CaptureReport {
     pub warnings: Vec<String>,
     /// Equal fingerprints mean equal content.
     pub fingerprint: Option<String>,
+    /// External artifacts are not complete yet: the backup is committed as pending, and good once
+    /// [`external_state`](crate::ServiceAdapter::external_state) says that they are.
+    pub pending: bool,
     /// Do not commit when the newest good backup of the series has the same fingerprint: mark that one as seen.
     pub only_if_changed: bool,
 }
@@ -175,6 +178,7 @@ impl CaptureReport {
             image: None,
             warnings: Vec::new(),
             fingerprint: None,
+            pending: false,
             only_if_changed: false,
         }
     }

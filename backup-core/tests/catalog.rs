@@ -153,7 +153,7 @@ struct Purged(std::sync::Mutex<Vec<String>>);
 
 #[async_trait]
 impl PurgeExternal for Purged {
-    async fn purge(&self, adapter: &str, refs: &[ExternalRef]) -> Result<(), AdapterError> {
+    async fn purge(&self, _: &BackupId, adapter: &str, refs: &[ExternalRef]) -> Result<(), AdapterError> {
         let mut seen = self.0.lock().unwrap();
         seen.extend(refs.iter().map(|r| format!("{adapter}:{}", r.id)));
         Ok(())

@@ -34,6 +34,8 @@ mod faults;
 mod interruptions;
 #[path = "engine/legacy.rs"]
 mod legacy;
+#[path = "engine/pending.rs"]
+mod pending;
 #[path = "engine/recovery.rs"]
 mod recovery;
 #[path = "engine/restores.rs"]

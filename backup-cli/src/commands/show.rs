@@ -214,6 +214,7 @@ fn event(kind: FactKind) -> String {
         FactKind::Verify { level, ok: true } => format!("verified at level {level}"),
         FactKind::Verify { level, ok: false } => format!("found damaged at level {level}"),
         FactKind::Seen => "checked, unchanged".to_owned(),
+        FactKind::Complete => "complete elsewhere".to_owned(),
         FactKind::Accept => "accepted".to_owned(),
         FactKind::Hold => "held".to_owned(),
         FactKind::Unhold => "no longer held".to_owned(),

@@ -22,8 +22,8 @@ const ABANDONED: Duration = Duration::from_secs(24 * 3600);
 /// Deletes external artifacts; the engine passes the adapters.
 #[async_trait]
 pub trait PurgeExternal: Send + Sync {
-    /// Deletes `refs` of a backup made by the adapter of kind `adapter`. Idempotent.
-    async fn purge(&self, adapter: &str, refs: &[ExternalRef]) -> Result<(), AdapterError>;
+    /// Deletes `refs` of the backup `id`, made by the adapter of kind `adapter`. Idempotent.
+    async fn purge(&self, id: &BackupId, adapter: &str, refs: &[ExternalRef]) -> Result<(), AdapterError>;
 }
 
 /// What a deletion came to.
@@ -156,7 +156,7 @@ impl Catalog {
             if metadata.store_id != self.store_id() {
                 report.kept_external = refs;
             } else if !refs.is_empty() {
-                purge.purge(&metadata.adapter, &refs).await.map_err(|source| BackupError::Adapter {
+                purge.purge(id, &metadata.adapter, &refs).await.map_err(|source| BackupError::Adapter {
                     service: id.service.clone(),
                     stage: crate::error::Stage::CleanUp,
                     source,

@@ -67,6 +67,8 @@ pub enum FactKind {
     },
     /// A later capture found the same content.
     Seen,
+    /// What is kept outside the store is complete now.
+    Complete,
     /// A person looked at a suspect backup and takes it as good.
     Accept,
     /// A person wants it kept.
@@ -94,6 +96,7 @@ impl Fact {
                 format!("verify-{at}-{level}-{}.json", if ok { "ok" } else { "bad" })
             }
             FactKind::Seen => format!("seen-{at}.json"),
+            FactKind::Complete => format!("complete-{at}.json"),
             FactKind::Accept => format!("accept-{at}.json"),
             FactKind::Hold => format!("hold-{at}.json"),
             FactKind::Unhold => format!("unhold-{at}.json"),
@@ -117,6 +120,7 @@ impl Fact {
                 FactKind::Verify { level, ok }
             }
             "seen" => FactKind::Seen,
+            "complete" => FactKind::Complete,
             "accept" => FactKind::Accept,
             "hold" => FactKind::Hold,
             "unhold" => FactKind::Unhold,
@@ -191,6 +195,7 @@ mod tests {
         let verify = |level, ok| FactKind::Verify { level, ok };
         for kind in [
             FactKind::Seen,
+            FactKind::Complete,
             FactKind::Accept,
             FactKind::Hold,
             FactKind::Unhold,

@@ -46,9 +46,11 @@ pub(super) fn derive_state(summary: &Summary, facts: &[Fact]) -> BackupState {
     if let Some((level, at)) = bad {
         return BackupState::Damaged { level, at };
     }
+    let known = |kind: FactKind| facts.iter().any(|f| f.kind == kind);
     match summary.status {
-        Status::Suspect if !facts.iter().any(|f| f.kind == FactKind::Accept) => BackupState::Suspect,
-        Status::Pending => BackupState::Pending,
+        Status::Pending if !known(FactKind::Complete) => BackupState::Pending,
+        Status::Pending if summary.doubted && !known(FactKind::Accept) => BackupState::Suspect,
+        Status::Suspect if !known(FactKind::Accept) => BackupState::Suspect,
         _ => BackupState::Good,
     }
 }
@@ -86,7 +88,8 @@ pub(super) fn parse_metadata(id: &BackupId, text: &[u8]) -> Result<Metadata, Unu
         return Err(format!("metadata.json names the artifact `{}` twice", twice.name).into());
     }
     // Nothing to verify must not look like nothing wrong.
-    if matches!(metadata.status, Status::Success | Status::Suspect) && metadata.artifacts.is_empty() {
+    let committed = matches!(metadata.status, Status::Success | Status::Suspect | Status::Pending);
+    if committed && metadata.artifacts.is_empty() {
         return Err("metadata.json names no contents".to_owned().into());
     }
     if let Some(empty) = metadata.artifacts.iter().find(|a| a.files.is_empty() && a.external.is_none()) {
@@ -108,7 +111,17 @@ mod tests {
     fn summary(status: Status) -> Summary {
         let backed_up_at = DateTime::from_timestamp(0, 0).unwrap();
         let (adapter, host) = ("fake".into(), "h".into());
-        Summary { status, size_bytes: 1, plain_bytes: 1, backed_up_at, adapter, host, duration_ms: 0 }
+        let doubted = status == Status::Suspect;
+        Summary {
+            status,
+            doubted,
+            size_bytes: 1,
+            plain_bytes: 1,
+            backed_up_at,
+            adapter,
+            host,
+            duration_ms: 0,
+        }
     }
 
     #[test]
@@ -131,5 +144,20 @@ mod tests {
         assert_eq!(derive_state(&s, &[accept]), BackupState::Good);
         let bad = verify(VerifyLevel::Stored, false, "20260101_000001");
         assert!(matches!(derive_state(&s, &[accept, bad]), BackupState::Damaged { .. }));
+    }
+
+    #[test]
+    fn a_pending_one_is_good_only_when_it_is_known_to_be_complete() {
+        let mut s = summary(Status::Pending);
+        let complete = Fact { kind: FactKind::Complete, at: "20260101_000000".parse().unwrap() };
+        let accept = Fact { kind: FactKind::Accept, at: "20260101_000001".parse().unwrap() };
+        assert_eq!(derive_state(&s, &[]), BackupState::Pending);
+        assert_eq!(derive_state(&s, &[accept]), BackupState::Pending, "nobody can accept what is not there");
+        assert_eq!(derive_state(&s, &[complete]), BackupState::Good);
+        s.doubted = true;
+        assert_eq!(derive_state(&s, &[complete]), BackupState::Suspect);
+        assert_eq!(derive_state(&s, &[complete, accept]), BackupState::Good);
+        let lost = verify(VerifyLevel::Stored, false, "20260101_000002");
+        assert!(matches!(derive_state(&s, &[complete, accept, lost]), BackupState::Damaged { .. }));
     }
 }

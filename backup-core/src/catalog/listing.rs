@@ -74,6 +74,9 @@ impl BackupState {
 pub struct Summary {
     /// Its `status`.
     pub status: Status,
+    /// Whether evidence or size had collapsed.
+    #[serde(default)]
+    pub doubted: bool,
     /// Its `size_bytes`.
     pub size_bytes: u64,
     /// Bytes before compression.
@@ -92,6 +95,7 @@ impl From<&Metadata> for Summary {
     fn from(m: &Metadata) -> Self {
         Self {
             status: m.status,
+            doubted: !m.suspect_because.is_empty(),
             size_bytes: m.size_bytes,
             plain_bytes: m.plain_bytes(),
             backed_up_at: m.backed_up_at,

@@ -137,14 +137,18 @@ impl Inner {
         });
         for name in services {
             let Some(service) = self.plan.services.get(name) else { continue };
-            if let Err(e) = self.reclaim_service(run, service, &dead).await {
-                self.warn(Some(name), chain(&e));
-            }
+            // Before what their runs left elsewhere is judged: what is given up here, nobody commits any more.
             match self.sweep(name).await {
                 Ok(listing) => {
                     usual.insert(name.clone(), self.usual_sizes(&listing, name, interval).await);
+                    if let Err(e) = self.settle_pending(run, name, &listing).await {
+                        self.warn(Some(name), chain(&e));
+                    }
                 }
                 Err(e) => self.warn(Some(name), chain(&e)),
+            }
+            if let Err(e) = self.reclaim_service(run, service, &dead).await {
+                self.warn(Some(name), chain(&e));
             }
         }
         // What is not part of any backup.
@@ -237,11 +241,17 @@ impl Inner {
             self.now(),
             super::deadline(Some(std::time::Duration::from_secs(120))),
         )?;
-        service.adapter.reclaim(&cx, dead).await.map_err(|source| BackupError::Adapter {
+        let fail = |source| BackupError::Adapter {
             service: service.name.clone(),
             stage: crate::error::Stage::CleanUp,
             source,
-        })
+        };
+        let mut removed = service.adapter.reclaim(&cx, dead).await.map_err(fail)?;
+        let without = self.without_commit(&service.name, dead).await?;
+        if !without.is_empty() {
+            removed.extend(service.adapter.reclaim_external(&cx, &without).await.map_err(fail)?);
+        }
+        Ok(removed)
     }
 
     async fn sweep(&self, name: &ServiceName) -> Result<Listing, BackupError> {

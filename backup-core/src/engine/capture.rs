@@ -71,7 +71,7 @@ impl Inner {
         self.events.emit(Event::ServiceStarted { service: name.clone(), id: Some(draft.id().clone()) });
         let started = Instant::now();
         let cx = match self.context(run, service, draft.id().timestamp, until) {
-            Ok(cx) => cx,
+            Ok(cx) => OpContext { interval: Some(interval.clone()), ..cx },
             Err(e) => return Err(self.abandon(draft, e).await.1),
         };
 

@@ -1,6 +1,6 @@
 //! Retention: planned with reasons, printed, then applied under a lease on the store.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -86,7 +86,75 @@ impl Engine {
     }
 }
 
+impl Engine {
+    /// Deletes these backups, whatever retention says, because of `reason`: what they keep elsewhere goes with them.
+    ///
+    /// Held ones, those in use and the newest good one of each service stay: that is their step's error.
+    ///
+    /// # Errors
+    /// [`BackupError`] if nothing could be begun; everything else is in the steps.
+    pub async fn remove(
+        &self,
+        ids: &[BackupId],
+        reason: &str,
+        cancel: CancellationToken,
+    ) -> Result<RunReport, BackupError> {
+        let inner = &self.inner;
+        let services: BTreeSet<ServiceName> = ids.iter().map(|id| id.service.clone()).collect();
+        let services: Vec<ServiceName> = services.into_iter().collect();
+        let run = inner.begin("prune", &inner.services_or_all(&services)?, cancel)?;
+        let mut steps = Vec::new();
+        for name in &services {
+            let started = Instant::now();
+            let mut step = StepReport::new(name, "prune");
+            if let Err(error) = inner.remove_of(&run, name, ids, reason, &mut step).await {
+                step.fail(&error);
+            }
+            step.ms = millis(started);
+            inner.announce(&step);
+            steps.push(step);
+        }
+        Ok(inner.finish(&run, steps).await)
+    }
+}
+
 impl Inner {
+    async fn remove_of(
+        &self,
+        run: &Run,
+        name: &ServiceName,
+        ids: &[BackupId],
+        reason: &str,
+        step: &mut StepReport,
+    ) -> Result<(), BackupError> {
+        let listing = self.catalog.list_uncached(&Filter::service(name)).await?;
+        if let Some(error) = listing.errors.first() {
+            return Err(BackupError::Refused(format!("the store cannot be listed completely: {error}")));
+        }
+        let newest = listing.of(name).find(|e| e.is_good()).map(|e| e.id.clone());
+        let mut in_use = self.catalog.being_read(name).await?;
+        in_use.extend(self.state.restores(name)?.into_iter().map(|j| j.backup));
+        let mut items = Vec::new();
+        let mut stays = Vec::new();
+        for entry in listing.of(name).filter(|e| ids.contains(&e.id)) {
+            let why = match entry {
+                e if newest.as_ref() == Some(&e.id) => "the newest good backup stays",
+                e if e.held() => "it is held",
+                e if in_use.contains(&e.id) => "it is in use",
+                _ => {
+                    let (id, bytes, reason) = (entry.id.clone(), entry.size_bytes(), reason.to_owned());
+                    items.push(Going { id, bytes, reason });
+                    continue;
+                }
+            };
+            stays.push(format!("{}: {why}", entry.id));
+        }
+        if !items.is_empty() {
+            self.delete_all(run, name, items, step).await?;
+        }
+        if stays.is_empty() { Ok(()) } else { Err(BackupError::Refused(stays.join("; "))) }
+    }
+
     fn plan_series(
         &self,
         name: &ServiceName,
@@ -169,6 +237,19 @@ impl Inner {
         // What a copier reads on any host stays until the next time.
         let read = self.catalog.being_read(name).await?;
         let plans = self.plan_series(name, &listing, &read, include_legacy)?;
+        let items = plans.iter().flat_map(|p| p.plan.deletions());
+        let items = items.map(|i| Going { id: i.id.clone(), bytes: i.size_bytes, reason: i.reason.clone() });
+        self.delete_all(run, name, items.collect(), step).await
+    }
+
+    /// Deletes backups of one service under the lease of its retention. One that fails does not stop the others.
+    async fn delete_all(
+        &self,
+        run: &Run,
+        name: &ServiceName,
+        items: Vec<Going>,
+        step: &mut StepReport,
+    ) -> Result<(), BackupError> {
         let lease = self.catalog.lease(&format!("retention-{name}"), &run.id, &self.host, LEASE).await;
         // On a full disk not even a lease can be written, and pruning is what helps then.
         let lease = match lease {
@@ -177,7 +258,7 @@ impl Inner {
             Err(e) => return Err(e),
         };
         let mut failures = Vec::new();
-        for item in plans.iter().flat_map(|p| p.plan.deletions()) {
+        for item in items {
             if run.cancel.is_cancelled() {
                 failures.push("cancelled".to_owned());
                 break;
@@ -187,13 +268,13 @@ impl Inner {
             }
             match self.catalog.delete(&item.id, &Purge { inner: self, run }).await {
                 Ok(report) => {
-                    step.stored_bytes = step.stored_bytes.saturating_add(item.size_bytes);
+                    step.stored_bytes = step.stored_bytes.saturating_add(item.bytes);
                     step.notes.push(format!("deleted {}: {}", item.id, item.reason));
                     for external in report.kept_external {
                         step.notes
                             .push(format!("{} {} stays: another store made it", external.kind, external.id));
                     }
-                    let (id, reason, bytes) = (item.id.clone(), item.reason.clone(), item.size_bytes);
+                    let Going { id, reason, bytes } = item;
                     self.events.emit(Event::Pruned { id, reason, bytes });
                 }
                 Err(e) => failures.push(format!("{}: {}", item.id, chain(&e))),
@@ -224,6 +305,13 @@ pub(super) fn retention_state(entry: &Entry) -> Option<EntryState> {
     })
 }
 
+/// A backup that is to be deleted.
+struct Going {
+    id: BackupId,
+    bytes: u64,
+    reason: String,
+}
+
 /// Deletes external artifacts through the configured adapters.
 struct Purge<'a> {
     inner: &'a Inner,
@@ -232,9 +320,11 @@ struct Purge<'a> {
 
 #[async_trait]
 impl PurgeExternal for Purge<'_> {
-    async fn purge(&self, adapter: &str, refs: &[ExternalRef]) -> Result<(), AdapterError> {
-        let service: Option<&PlannedService> =
-            self.inner.plan.services.values().find(|s| s.adapter.kind() == adapter);
+    async fn purge(&self, id: &BackupId, adapter: &str, refs: &[ExternalRef]) -> Result<(), AdapterError> {
+        // That of the service itself, which has its keys, before any other of the kind.
+        let services = &self.inner.plan.services;
+        let own = services.get(&id.service).into_iter().chain(services.values());
+        let service: Option<&PlannedService> = own.into_iter().find(|s| s.adapter.kind() == adapter);
         let Some(service) = service else {
             return Err(AdapterError::unsupported(format!(
                 "no service of kind `{adapter}` is configured any more, which could delete {} external artifacts",

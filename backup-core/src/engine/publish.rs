@@ -56,7 +56,7 @@ impl Inner {
             interval: id.interval.clone(),
             timestamp: id.timestamp,
             size_bytes: step.stored_bytes,
-            status: Status::Success,
+            status: if report.pending { Status::Pending } else { Status::Success },
             host: self.host.clone(),
             backed_up_at: self.clock.now(),
             format_version: FORMAT_VERSION,
@@ -89,7 +89,10 @@ impl Inner {
         };
         metadata.suspect_because = super::guard::doubts(&self.plan.guard, &metadata, &recent);
         if !metadata.suspect_because.is_empty() {
-            metadata.status = Status::Suspect;
+            // What is pending and doubtful is pending first.
+            if !report.pending {
+                metadata.status = Status::Suspect;
+            }
             step.outcome = Outcome::Suspect;
             step.error = Some(metadata.suspect_because.join("; "));
         }

@@ -123,7 +123,15 @@ impl Inner {
         }
         let run = Some(format!("backup run manual --service {name}"));
         if newest.is_none() && service.enabled {
-            problem(StatusLevel::Critical, "no good backup".to_owned(), run.clone());
+            match listing.of(name).find(|e| e.state == BackupState::Pending) {
+                // Another one would have to wait, too.
+                Some(pending) => problem(
+                    StatusLevel::Critical,
+                    format!("no good backup yet: {} is pending", pending.id),
+                    Some(format!("backup verify {name}")),
+                ),
+                None => problem(StatusLevel::Critical, "no good backup".to_owned(), run.clone()),
+            }
         }
         if let Some(newest) = newest.filter(|e| service.enabled && e.fresh_until(limit).is_none()) {
             let unknown = fresh_at.is_none() && service.max_age.is_some();

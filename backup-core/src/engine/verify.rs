@@ -62,7 +62,7 @@ impl Engine {
                 inner.announce(&step);
                 step
             };
-            let chosen = match inner.to_verify(name, request).await {
+            let chosen = match inner.to_verify(&run, name, request).await {
                 // What could not be listed could not be verified either.
                 Ok((chosen, errors)) => {
                     steps.extend(errors.into_iter().map(failed));
@@ -118,14 +118,24 @@ fn verifiable(entry: &Entry) -> bool {
     )
 }
 
+/// Whether it is known that what it keeps elsewhere is complete.
+fn is_complete(entry: &Entry) -> bool {
+    entry.facts.iter().any(|f| f.kind == FactKind::Complete)
+}
+
 impl Inner {
     /// What to verify, and what could not be listed.
     async fn to_verify(
         &self,
+        run: &Run,
         name: &ServiceName,
         request: &VerifyRequest,
     ) -> Result<(Vec<Entry>, Vec<String>), BackupError> {
-        let listing = self.catalog.list(&Filter::service(name)).await?;
+        let mut listing = self.catalog.list(&Filter::service(name)).await?;
+        // What is complete by now is verified like any other.
+        if !self.settle_pending(run, name, &listing).await?.is_empty() {
+            listing = self.catalog.list(&Filter::service(name)).await?;
+        }
         let entries = listing.entries.into_iter();
         let chosen = if !request.ids.is_empty() {
             entries.filter(|e| request.ids.contains(&e.id)).collect()
@@ -223,7 +233,11 @@ impl Inner {
                     entry.id
                 )));
             }
-            BackupState::Good | BackupState::Suspect | BackupState::Damaged { .. } | BackupState::Legacy => {}
+            BackupState::Good
+            | BackupState::Suspect
+            | BackupState::Damaged { .. }
+            | BackupState::Pending
+            | BackupState::Legacy => {}
             other => {
                 return Err(BackupError::Refused(format!(
                     "{} is {}: there is nothing to verify",
@@ -253,6 +267,7 @@ impl Inner {
             )));
         }
         let work = async {
+            self.check_external(run, &cx, service, &metadata, !is_complete(entry)).await?;
             match level {
                 VerifyLevel::Stored => self.check_stored(&metadata).await,
                 VerifyLevel::Content => self.check_content(&cx, service, &metadata).await,

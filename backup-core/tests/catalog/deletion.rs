@@ -76,7 +76,7 @@ async fn a_purge_that_fails_leaves_a_deletion_to_resume() {
     struct Refuses;
     #[async_trait]
     impl PurgeExternal for Refuses {
-        async fn purge(&self, _: &str, _: &[ExternalRef]) -> Result<(), AdapterError> {
+        async fn purge(&self, _: &BackupId, _: &str, _: &[ExternalRef]) -> Result<(), AdapterError> {
             Err(AdapterError::unsupported("no right to delete snapshots"))
         }
     }
