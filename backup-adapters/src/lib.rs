@@ -29,6 +29,7 @@
 //! | `weaviate` | a Weaviate server, by its own backup API |
 //! | `neo4j` | a Neo4j server in a container, cloned while paused or dumped while stopped |
 //! | `spot` | the notice before a spot instance ends, and what is done then besides backing up |
+//! | `ebs` | snapshots of the EBS volumes of an EC2 instance |
 //! | `object` | stores at `s3://`, and over a client of one's own |
 
 use std::sync::Arc;
@@ -37,6 +38,8 @@ use backup_core::{AdapterRegistry, ConfigError, LocalStore, Store, StoreRegistry
 
 #[cfg(any(feature = "redis", feature = "weaviate"))]
 mod beside;
+#[cfg(feature = "ebs")]
+pub mod ebs;
 #[cfg(feature = "env")]
 pub mod env;
 #[cfg(feature = "files")]
@@ -97,6 +100,10 @@ pub fn builtin_adapters() -> AdapterRegistry {
     let r = r.with::<sqlite::SqliteConfig>();
     #[cfg(not(feature = "sqlite"))]
     let r = r.with_disabled("sqlite", "sqlite");
+    #[cfg(feature = "ebs")]
+    let r = r.with::<ebs::EbsConfig>();
+    #[cfg(not(feature = "ebs"))]
+    let r = r.with_disabled("ebs", "ebs");
     #[cfg(feature = "env")]
     let r = r.with::<env::EnvConfig>();
     #[cfg(not(feature = "env"))]

@@ -1,0 +1,12 @@
+//! Snapshots of EBS volumes, against a simulated EC2 (moto) and what networks and EC2 do to calls.
+
+#![cfg(feature = "ebs")]
+#![expect(clippy::unwrap_used, reason = "assertions of tests")]
+
+mod capture;
+mod conformance;
+mod faults;
+mod lifecycle;
+mod proxy;
+mod restore;
+mod support;
