@@ -251,4 +251,49 @@ mod tests {
         }
         assert!(host.check_free(Path::new("relative")).is_err());
     }
+
+    fn run(program: &str, args: &[&str]) -> String {
+        let out = std::process::Command::new(program).args(args).output().unwrap();
+        assert!(out.status.success(), "{program} {args:?}: {out:?}");
+        String::from_utf8(out.stdout).unwrap().trim().to_owned()
+    }
+
+    /// Unmounts and detaches whatever becomes of the test.
+    #[derive(Default)]
+    struct Undo(Vec<[String; 3]>);
+
+    impl Drop for Undo {
+        fn drop(&mut self) {
+            for [program, option, what] in self.0.drain(..).rev() {
+                let _ended = std::process::Command::new(program).arg(option).arg(what).status();
+            }
+        }
+    }
+
+    #[tokio::test]
+    #[ignore = "live: root, loop devices and xfsprogs"]
+    async fn the_twin_of_a_mounted_volume_is_mounted_beside_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+        let (host, mut undo) = (Host::this(), Undo::default());
+        let image = File::create(at("image")).unwrap();
+        image.set_len(320 << 20).unwrap();
+        run("mkfs.xfs", &["-q", &at("image")]);
+        run("cp", &["--sparse=always", &at("image"), &at("twin")]);
+        let mut disks = Vec::new();
+        for file in ["image", "twin"] {
+            let disk = run("losetup", &["-f", "--show", &at(file)]);
+            undo.0.push(["losetup".to_owned(), "-d".to_owned(), disk.clone()]);
+            disks.push(disk);
+        }
+        fs::create_dir(at("there")).unwrap();
+        run("mount", &["-t", "xfs", &disks[0], &at("there")]);
+        undo.0.push(["umount".to_owned(), "-l".to_owned(), at("there")]);
+        let target = PathBuf::from(at("restored"));
+        let mounted = host.mount(Path::new(&disks[1]), &target).await;
+        undo.0.push(["umount".to_owned(), "-l".to_owned(), at("restored")]);
+        assert_eq!(mounted.unwrap(), Path::new(&disks[1]));
+        let e = host.mount(Path::new(&disks[1]), &target).await.unwrap_err();
+        assert!(e.kind() == AdapterErrorKind::Conflict && e.to_string().contains("is mounted"), "{e}");
+    }
 }

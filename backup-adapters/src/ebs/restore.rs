@@ -408,7 +408,9 @@ impl Ec2 {
             }
         }
         // From here on it is a volume like any other: the next restore makes its own.
-        self.untag(cx, &id, RESTORING).await?;
+        if let Err(e) = self.untag(cx, &id, RESTORING).await {
+            step(format!("all is done, but {id} keeps its tag `{RESTORING}`: {}", backup_core::chain(&e)));
+        }
         Ok(restored)
     }
 

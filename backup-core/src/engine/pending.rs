@@ -1,5 +1,7 @@
 //! Backups of which a part is kept elsewhere: complete, on their way, or lost.
 
+use std::time::Duration;
+
 use tokio_util::sync::CancellationToken;
 
 use super::capture::adapter_error;
@@ -11,6 +13,9 @@ use crate::error::{BackupError, Stage, chain};
 use crate::id::{BackupId, RunId, ServiceName};
 use crate::metadata::{Metadata, Status};
 use crate::plan::PlannedService;
+
+/// How long an adapter may take to tell how pending backups stand: other services wait to be backed up.
+const LOOK: Duration = Duration::from_secs(20);
 
 /// A backup that was pending, and how it stands now.
 #[derive(Debug, Clone)]
@@ -56,7 +61,7 @@ impl Inner {
             if metadata.adapter != service.adapter.kind() {
                 continue;
             }
-            let cx = self.context(run, service, entry.id.timestamp, deadline(service.timeout))?;
+            let cx = self.context(run, service, entry.id.timestamp, deadline(Some(LOOK)))?;
             let state = self.external_state(&cx, service, &metadata).await?;
             let mut body = self.fact(run, self.clock.now());
             let kind = match &state {
