@@ -125,6 +125,8 @@ pub(crate) enum Verb {
     Hold(commands::marks::Hold),
     Unhold(commands::marks::Unhold),
     Accept(commands::marks::Accept),
+    #[cfg(feature = "full")]
+    Ebs(commands::ebs::Args),
     Keys(commands::keys::Args),
     Logs(commands::logs::Args),
     Adapters(commands::adapters::Args),

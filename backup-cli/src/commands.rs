@@ -11,6 +11,8 @@ pub(crate) mod cleanup;
 pub(crate) mod completions;
 pub(crate) mod copy;
 pub(crate) mod drill;
+#[cfg(feature = "full")]
+pub(crate) mod ebs;
 pub(crate) mod init;
 pub(crate) mod keys;
 pub(crate) mod list;
@@ -48,6 +50,8 @@ impl Verb {
             Self::Recover(args) => args.run(cx).await,
             Self::Drill(args) => args.run(cx).await,
             Self::Keys(args) => args.run(cx).await,
+            #[cfg(feature = "full")]
+            Self::Ebs(args) => args.run(cx).await,
             Self::Undo(args) => args.run(cx).await,
             Self::Resume(args) => args.run(cx).await,
             Self::Copy(args) => args.run(cx).await,

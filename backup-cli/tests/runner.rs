@@ -9,6 +9,7 @@ mod copy;
 mod copy_kills;
 mod credentials;
 mod drill;
+mod ebs;
 mod embed;
 mod exit_codes;
 mod faults;
