@@ -98,11 +98,7 @@ pub fn plan_prune<'a>(
         let failed = if set.is_failed() { ", and failed" } else { "" };
         match keep {
             Some(reason) => PruneItem { set, delete: false, reason },
-            None => PruneItem {
-                set,
-                delete: true,
-                reason: format!("older than {} days{failed}", older_than.num_days()),
-            },
+            None => PruneItem { set, delete: true, reason: format!("older than asked for{failed}") },
         }
     };
     newest_first.into_iter().map(judge).collect()
