@@ -30,7 +30,7 @@
 //! | `neo4j` | a Neo4j server in a container, cloned while paused or dumped while stopped |
 //! | `spot` | the notice before a spot instance ends, and what is done then besides backing up |
 //! | `ebs` | snapshots of the EBS volumes of an EC2 instance |
-//! | `object` | stores at `s3://`, and over a client of one's own |
+//! | `object` | stores at `s3://`, `az://` and `gs://`, and over a client of one's own |
 
 use std::sync::Arc;
 
@@ -142,14 +142,29 @@ pub fn builtin_stores_in(
         Ok(Arc::new(LocalStore::new(path)) as Arc<dyn Store>)
     });
     #[cfg(feature = "object")]
-    let r = r.with_scheme("s3", move |url, options| {
-        let environment = environment.clone();
-        async move {
-            let options = stores::complete(options, &environment)?;
-            stores::ObjectStore::from_url(url.as_str(), &options).map(|s| Arc::new(s) as Arc<dyn Store>)
-        }
-    });
+    let r = object_stores(r, environment);
     #[cfg(not(feature = "object"))]
-    let r = r.with_disabled("s3", "object");
+    let r = ["s3", "az", "gs"].into_iter().fold(r, |r, scheme| r.with_disabled(scheme, "object"));
     r
+}
+
+#[cfg(feature = "object")]
+fn object_stores(
+    r: StoreRegistry,
+    environment: impl Fn(&str) -> Option<String> + Clone + Send + Sync + 'static,
+) -> StoreRegistry {
+    ["s3", "az", "gs"].into_iter().fold(r, |r, scheme| {
+        let environment = environment.clone();
+        r.with_scheme(scheme, move |url, options| {
+            let environment = environment.clone();
+            async move {
+                let options = match scheme {
+                    "az" => stores::complete_azure(options, &environment),
+                    "gs" => stores::complete_google(options, &environment),
+                    _ => stores::complete(options, &environment)?,
+                };
+                stores::ObjectStore::from_url(url.as_str(), &options).map(|s| Arc::new(s) as Arc<dyn Store>)
+            }
+        })
+    })
 }

@@ -3,4 +3,4 @@
 mod object;
 
 pub use object::ObjectStore;
-pub(crate) use object::complete;
+pub(crate) use object::{complete, complete_azure, complete_google};

@@ -1,6 +1,7 @@
 //! Black-box tests of the `backup` binary: one binary, a module for each topic.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod azure;
 mod bootstrap;
 mod clocks;
 mod config;

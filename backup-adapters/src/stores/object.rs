@@ -19,6 +19,7 @@ use object_store::path::Path;
 use object_store::{Attribute, Attributes, ObjectMeta, ObjectStoreExt as _};
 
 mod chain;
+mod cloud;
 mod create;
 mod fault;
 mod list;
@@ -26,14 +27,16 @@ mod open;
 mod read;
 mod write;
 
-pub(crate) use chain::complete;
+pub(crate) use chain::{complete, complete_azure, complete_google};
 
 /// The most that is read into memory to move or compare an object (16 MiB). Only small objects are moved.
 const SMALL_BYTES: u64 = 16 << 20;
 
-/// A store on object storage: S3 and what speaks its protocol, or `object_store`'s memory for tests.
+/// A store on object storage: S3 and what speaks its protocol, Azure's blobs, Google's buckets, or `object_store`'s memory
+/// for tests.
 ///
-/// * **`create` and small writes are exclusive** by a conditional put (`If-None-Match: *`). An attempt that failed on
+/// * **`create` and small writes are exclusive** by a conditional put (`If-None-Match: *`, Google's
+///   `x-goog-if-generation-match: 0`). An attempt that failed on
 ///   the way back may have succeeded: when a later attempt of the same call finds the key taken, the bodies are
 ///   compared, and equal bodies are a success. Two callers can therefore both win if, and only if, they create the same
 ///   bytes and one of them had to retry; what the catalog creates carries a run id or a random token.
@@ -42,7 +45,8 @@ const SMALL_BYTES: u64 = 16 << 20;
 /// * **What may pass is tried again**, with growing pauses, for as long as the option `retry_for` says: answers of 5xx and
 ///   429, connections that end early. An upload or download that is cut goes on with the part that it was in.
 /// * **Abandoned uploads** are aborted when a writer is dropped, as far as the process lives. What a killed process
-///   leaves is invisible but costs money: set a lifecycle rule (`AbortIncompleteMultipartUpload`) on the bucket.
+///   leaves is invisible but costs money: set a lifecycle rule (`AbortIncompleteMultipartUpload`) on the bucket. Azure
+///   removes it by itself after a week.
 /// * `rename` reads, creates and deletes; it is meant for small objects.
 #[derive(Clone)]
 pub struct ObjectStore {
@@ -51,6 +55,8 @@ pub struct ObjectStore {
     once: Arc<dyn object_store::ObjectStore>,
     prefix: Path,
     url: String,
+    /// Whose words its errors are told in.
+    cloud: cloud::Cloud,
     capabilities: StoreCapabilities,
     /// How long a request is tried again.
     retry_for: Duration,
@@ -99,7 +105,12 @@ impl ObjectStore {
 fn info(key: StoreKey, meta: ObjectMeta) -> ObjectInfo {
     // Listings have fractions of a second, the header of an object has none: the same object has one time.
     let modified = Some(meta.last_modified.trunc_subsecs(0));
-    ObjectInfo { key, bytes: meta.size, modified, version: meta.e_tag }
+    ObjectInfo { key, bytes: meta.size, modified, version: meta.e_tag.map(unquoted) }
+}
+
+/// Azure's listings have etags without the quotes that its headers have: the same object has one version.
+fn unquoted(etag: String) -> String {
+    etag.trim_matches('"').to_owned()
 }
 
 impl fmt::Debug for ObjectStore {

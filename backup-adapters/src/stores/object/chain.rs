@@ -7,6 +7,10 @@ use std::path::PathBuf;
 use backup_core::ConfigError;
 use ini::{Ini, ParseOption};
 use object_store::aws::AmazonS3ConfigKey;
+use object_store::azure::AzureConfigKey;
+use object_store::gcp::GoogleConfigKey;
+
+use super::cloud::Cloud;
 
 type Options = BTreeMap<String, String>;
 
@@ -21,6 +25,26 @@ const ROLES: [&str; 7] = [
     "aws_container_credentials_relative_uri",
     "aws_container_credentials_full_uri",
     "aws_container_authorization_token_file",
+];
+
+/// What says who asks at Azure, and at Google.
+const AZURE_CREDENTIALS: [&str; 9] = [
+    "azure_storage_account_key",
+    "azure_storage_sas_key",
+    "azure_storage_token",
+    "azure_storage_client_id",
+    "azure_storage_client_secret",
+    "azure_federated_token_file",
+    "azure_use_azure_cli",
+    "azure_storage_use_emulator",
+    "azure_skip_signature",
+];
+const GOOGLE_CREDENTIALS: [&str; 5] = [
+    "google_service_account",
+    "google_service_account_key",
+    "google_application_credentials",
+    "google_bearer_token",
+    "google_skip_signature",
 ];
 
 /// Adds to `options` what they leave out. In this order, each as a whole: keys of the configuration, of the environment, of
@@ -71,6 +95,57 @@ pub(crate) fn complete(
     // What is written in the configuration is said last, and holds.
     added.extend(options);
     Ok(added)
+}
+
+/// The same for Azure: its account, and a key, a SAS or an identity. Credentials are taken together, or not at all.
+pub(crate) fn complete_azure(options: Options, environment: &dyn Fn(&str) -> Option<String>) -> Options {
+    let known: BTreeSet<String> = options
+        .keys()
+        .filter_map(|key| Cloud::Azure.spelled(key).parse::<AzureConfigKey>().ok())
+        .map(|key| key.as_ref().to_owned())
+        .collect();
+    let has = |names: &[&str]| names.iter().any(|name| known.contains(*name));
+    let mut added = Options::new();
+    let mut add = |name: &str, variables: &[&str]| {
+        let value = variables.iter().find_map(|name| environment(name));
+        let found = value.is_some();
+        added.extend(value.map(|value| (name.to_owned(), value)));
+        found
+    };
+    if !has(&["azure_storage_account_name"]) {
+        add("azure_storage_account_name", &["AZURE_STORAGE_ACCOUNT", "AZURE_STORAGE_ACCOUNT_NAME"]);
+    }
+    if !has(&AZURE_CREDENTIALS) {
+        let _any = add("azure_storage_account_key", &["AZURE_STORAGE_KEY", "AZURE_STORAGE_ACCOUNT_KEY"])
+            || add("azure_storage_sas_key", &["AZURE_STORAGE_SAS_TOKEN"])
+            || {
+                for (name, variable) in [
+                    ("azure_storage_client_secret", "AZURE_CLIENT_SECRET"),
+                    ("azure_storage_tenant_id", "AZURE_TENANT_ID"),
+                    ("azure_federated_token_file", "AZURE_FEDERATED_TOKEN_FILE"),
+                    ("azure_storage_authority_host", "AZURE_AUTHORITY_HOST"),
+                ] {
+                    add(name, &[variable]);
+                }
+                add("azure_storage_client_id", &["AZURE_CLIENT_ID"])
+            };
+    }
+    added.extend(options);
+    added
+}
+
+/// The same for Google: the file of a service account.
+pub(crate) fn complete_google(options: Options, environment: &dyn Fn(&str) -> Option<String>) -> Options {
+    let names = options.keys().filter_map(|key| Cloud::Google.spelled(key).parse::<GoogleConfigKey>().ok());
+    let known: BTreeSet<String> = names.map(|key| key.as_ref().to_owned()).collect();
+    let mut added = Options::new();
+    if !GOOGLE_CREDENTIALS.iter().any(|name| known.contains(*name))
+        && let Some(file) = environment("GOOGLE_APPLICATION_CREDENTIALS")
+    {
+        added.insert("google_application_credentials".to_owned(), file);
+    }
+    added.extend(options);
+    added
 }
 
 /// A section of the shared files.
@@ -182,6 +257,26 @@ mod tests {
             [("access_key_id", "ours"), ("secret_access_key", "ours"), ("region", "x"), ("endpoint", "y")];
         assert_eq!(completed(&ours, &environment), map(&ours), "above all without their token");
         assert_eq!(completed(&[], &[("AWS_ROLE_ARN", "role")]), map(&[("aws_role_arn", "role")]));
+    }
+
+    #[test]
+    fn azure_and_google_have_variables_of_their_own() {
+        let environment = map(&[
+            ("AZURE_STORAGE_ACCOUNT", "a"),
+            ("AZURE_STORAGE_KEY", "theirs"),
+            ("AZURE_STORAGE_SAS_TOKEN", "theirs"),
+            ("AZURE_CLIENT_ID", "theirs"),
+            ("GOOGLE_APPLICATION_CREDENTIALS", "/file"),
+        ]);
+        let look = |name: &str| environment.get(name).cloned();
+        let all = map(&[("azure_storage_account_name", "a"), ("azure_storage_account_key", "theirs")]);
+        assert_eq!(complete_azure(Options::new(), &look), all);
+        let ours = map(&[("account", "b"), ("sas", "ours")]);
+        assert_eq!(complete_azure(ours.clone(), &look), ours);
+        let file = map(&[("google_application_credentials", "/file")]);
+        assert_eq!(complete_google(Options::new(), &look), file);
+        let ours = map(&[("service_account", "/ours")]);
+        assert_eq!(complete_google(ours.clone(), &look), ours);
     }
 
     #[test]

@@ -7,6 +7,7 @@ use backup_core::{Advice, BoxError, StoreError, StoreKey};
 use chrono::{DateTime, NaiveDateTime};
 
 use super::ObjectStore;
+use super::cloud::Cloud;
 
 /// An answer that was no success. The client gives it as text only.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -15,6 +16,8 @@ struct Answer {
     /// `AccessDenied` and the like; empty if there was no body, as for `HEAD`.
     code: String,
     message: String,
+    /// What Azure and Google say besides. It may hold what was signed: only looked into, never shown.
+    details: String,
     /// The request was one for a listing, whatever it was for.
     listing: bool,
     /// By how much the clocks differ, if it tells.
@@ -54,7 +57,8 @@ impl Answer {
         Self {
             status,
             code: tag("Code").unwrap_or_default().to_owned(),
-            message: tag("Message").unwrap_or_default().trim_end_matches('.').to_owned(),
+            message: said(tag("Message").unwrap_or_default()),
+            details: said(tag("AuthenticationErrorDetail").or_else(|| tag("Details")).unwrap_or_default()),
             listing: false,
             skew: theirs.zip(ours).map(|(theirs, ours)| ours.and_utc() - theirs.to_utc()),
         }
@@ -81,6 +85,11 @@ impl fmt::Display for Answer {
 
 impl Error for Answer {}
 
+/// The first line: Azure adds the request's id and time on others.
+fn said(text: &str) -> String {
+    text.lines().next().unwrap_or_default().trim().trim_end_matches('.').to_owned()
+}
+
 fn between<'a>(text: &'a str, begin: &str, end: &str) -> Option<&'a str> {
     let (_, rest) = text.split_once(begin)?;
     rest.split_once(end).map(|(within, _)| within)
@@ -89,17 +98,6 @@ fn between<'a>(text: &'a str, begin: &str, end: &str) -> Option<&'a str> {
 /// Whether another attempt may get another answer.
 pub(super) fn may_pass(e: &object_store::Error) -> bool {
     matches!(e, object_store::Error::Generic { .. }) && Answer::of(e).is_none_or(|answer| answer.may_pass())
-}
-
-/// The permission that an operation needs.
-fn permission(operation: &str) -> &'static str {
-    match operation {
-        "read" | "look up" => "s3:GetObject",
-        "list" => "s3:ListBucket",
-        "delete" => "s3:DeleteObject",
-        "abort the write of" => "s3:AbortMultipartUpload",
-        _ => "s3:PutObject",
-    }
 }
 
 impl ObjectStore {
@@ -164,12 +162,17 @@ impl ObjectStore {
 
     fn no_bucket(&self) -> StoreError {
         StoreError::NotAStore {
-            message: format!("`{}` is not there: make the bucket, or correct the URL", self.url),
+            message: format!(
+                "`{}` is not there: make the {}, or correct the URL",
+                self.url,
+                self.cloud.place()
+            ),
         }
     }
 
     /// `None` for what the client understood by itself.
-    fn answered(&self, operation: &'static str, key: &str, answer: Answer) -> Option<StoreError> {
+    fn answered(&self, operation: &'static str, key: &str, mut answer: Answer) -> Option<StoreError> {
+        let details = std::mem::take(&mut answer.details);
         let denied =
             |source: BoxError| StoreError::PermissionDenied { operation, key: key.to_owned(), source };
         let other = |retryable, source: BoxError| StoreError::Other {
@@ -181,10 +184,9 @@ impl ObjectStore {
         let advised = |message: String, help: &str, answer| -> BoxError {
             Advice::new(message, help).with_source(answer).into()
         };
-        let keys = "correct `access_key_id`, `secret_access_key` and `session_token` in the options of the store, or where it \
-                    takes them from";
+        let keys = self.cloud.credentials();
         Some(match (answer.status, answer.code.as_str()) {
-            (_, "NoSuchBucket") => self.no_bucket(),
+            (_, "NoSuchBucket" | "ContainerNotFound") => self.no_bucket(),
             (_, "NoSuchUpload") => other(
                 false,
                 advised(
@@ -214,6 +216,21 @@ impl ObjectStore {
                     ),
                 )
             }
+            (403, code)
+                if self.cloud == Cloud::Azure
+                    && (code == "AuthenticationFailed"
+                        || answer.message.contains("failed to authenticate")) =>
+            {
+                // The key is right, but not now: of a SAS, or by the clock of this host.
+                let what = match details.contains("time frame") || details.contains("date header") {
+                    true => "the SAS has expired or is not valid yet, or the clock of this host is wrong",
+                    false => "the server does not accept the key or the SAS",
+                };
+                denied(advised(what.to_owned(), keys, answer))
+            }
+            (401, _) if self.cloud != Cloud::S3 => {
+                denied(advised("the server does not accept the credentials".to_owned(), keys, answer))
+            }
             (_, "InvalidAccessKeyId") => {
                 denied(advised("the server does not know this access key".to_owned(), keys, answer))
             }
@@ -241,30 +258,17 @@ impl ObjectStore {
                 ),
             ),
             (401 | 403, _) | (_, "AccessDenied") => {
-                // AWS names what is missing where it is not what the call is called by: a key of KMS, above all.
-                let missing = between(&answer.message, "not authorized to perform: ", " ")
-                    .unwrap_or_else(|| permission(if answer.listing { "list" } else { operation }))
-                    .to_owned();
-                let help = format!("add to the policy: {}", self.statement(&missing));
+                // AWS and Google name what is missing where it is not what the call is called by: a key of KMS, above all.
+                let theirs = between(&answer.message, "not authorized to perform: ", " ")
+                    .or_else(|| between(&details, "does not have ", " access"))
+                    .filter(|name| !name.contains(char::is_whitespace));
+                let ours = self.cloud.permission(if answer.listing { "list" } else { operation });
+                let missing = theirs.unwrap_or(ours).to_owned();
+                let help = self.cloud.grant(&self.url, &missing);
                 denied(advised(format!("the permission `{missing}` is missing"), &help, answer))
             }
             _ => other(answer.may_pass(), answer.into()),
         })
-    }
-
-    /// The statement of a policy that gives `permission`.
-    fn statement(&self, permission: &str) -> String {
-        let place = self.url.strip_prefix("s3://").unwrap_or(&self.url);
-        let bucket = place.split('/').next().unwrap_or(place);
-        let resource = match permission {
-            "s3:ListBucket" => format!("arn:aws:s3:::{bucket}"),
-            other if other.starts_with("s3:") => format!("arn:aws:s3:::{place}/*"),
-            // Which key it is, only the server knows.
-            _ => "*".to_owned(),
-        };
-        let quoted = |text: &str| format!("\"{}\"", text.escape_default());
-        let (permission, resource) = (quoted(permission), quoted(&resource));
-        format!(r#"{{"Effect":"Allow","Action":{permission},"Resource":{resource}}}"#)
     }
 }
 

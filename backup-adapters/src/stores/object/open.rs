@@ -5,40 +5,43 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use backup_core::{ConfigError, StoreCapabilities};
-use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::memory::InMemory;
 use object_store::path::Path;
-use object_store::{BackoffConfig, ClientConfigKey, ObjectStore as Backend, RetryConfig};
+use object_store::{BackoffConfig, ObjectStore as Backend, RetryConfig};
 use url::Url;
 
 use super::ObjectStore;
+use super::cloud::Cloud;
 use super::create::LONGEST_PAUSE;
 
 /// How long requests are tried again, unless the options say it.
 const RETRY_FOR: Duration = Duration::from_secs(180);
-/// How long one request may take: a part of 16 MiB, of which four are on their way, over a line of 3 Mbit/s.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(180);
 
 impl ObjectStore {
-    /// Opens the store that `url` names: `s3://bucket/prefix`, or `memory://`, which is empty and new at each call.
+    /// Opens the store that `url` names: `s3://bucket/prefix`, `az://container/prefix`, `gs://bucket/prefix`, or `memory://`,
+    /// which is empty and new at each call.
     ///
     /// For S3, `options` are those of `object_store`'s client: `region`, `endpoint`, `access_key_id`,
     /// `secret_access_key`, `session_token`, `allow_http`, `virtual_hosted_style_request`, `checksum_algorithm`, `timeout`
-    /// `server_side_encryption` (`AES256` or `aws:kms`) with `sse_kms_key_id`, and others; besides:
+    /// `server_side_encryption` (`AES256` or `aws:kms`) with `sse_kms_key_id`, and others. For Azure: `account`,
+    /// `account_key` or `sas_token`, `client_id` with `client_secret` and `tenant_id`, `endpoint`. For Google:
+    /// `service_account` (a key file) or `service_account_key` (its text), `endpoint`. Besides, for each:
     ///
     /// * `single_writer = "true"`: the server does not know conditional puts, and one process at a time writes to the store.
     ///   Then [`StoreCapabilities::exclusive_create`] is false.
     /// * `retry_for`: how long a request is tried again (3 minutes).
     /// * `storage_class`: the class of artifacts; what is read often stays in the usual one.
     ///
-    /// Without keys the instance's role is asked. Nothing is taken from the environment, and no connection is
-    /// made.
+    /// Without keys the instance's role is asked (for Google first the application default credentials, which its client
+    /// looks for in the home directory). Nothing else is taken from the environment, and no connection is made.
     ///
     /// # Errors
     /// [`ConfigError`] that says what is wrong with the URL, or names the option.
     pub fn from_url(url: &str, options: &BTreeMap<String, String>) -> Result<Self, ConfigError> {
         let bad = |what: &str| {
-            ConfigError::new(format!("`{url}` {what}")).hint("write `s3://bucket/prefix`, or `memory://`")
+            ConfigError::new(format!("`{url}` {what}")).hint(
+                "write `s3://bucket/prefix`, `az://container/prefix`, `gs://bucket/prefix`, or `memory://`",
+            )
         };
         let parsed = Url::parse(url).map_err(|e| bad(&format!("is not a URL: {e}")))?;
         let extras = !parsed.username().is_empty()
@@ -54,7 +57,7 @@ impl ObjectStore {
         let prefix = Path::from_url_path(parsed.path()).map_err(|e| bad(&format!("is not usable: {e}")))?;
         match (parsed.scheme(), parsed.host_str().filter(|h| !h.is_empty())) {
             ("memory", None) => match options.keys().next() {
-                Some(key) => Err(unknown(key)),
+                Some(key) => Err(Cloud::S3.unknown(key)),
                 None => {
                     let memory = Arc::new(InMemory::new());
                     Ok(Self::from_parts(memory, None, prefix.as_ref(), "memory://".to_owned())?
@@ -62,37 +65,22 @@ impl ObjectStore {
                 }
             },
             ("memory", Some(_)) => Err(bad("names a host: write `memory:///prefix`")),
-            ("s3", Some(bucket)) => {
+            (scheme, host) if let Some(cloud) = Cloud::of(scheme) => {
+                let Some(place) = host else { return Err(bad(&format!("names no {}", cloud.place()))) };
                 let mut options = options.clone();
-                let own = Own::take(&mut options)?;
-                let client = |max_retries: usize| {
-                    // Those of the client are 30 s, in which a slow line does not take a part.
-                    let patient = AmazonS3Builder::new().with_config(
-                        AmazonS3ConfigKey::Client(ClientConfigKey::Timeout),
-                        format!("{}s", REQUEST_TIMEOUT.as_secs()),
-                    );
-                    options
-                        .iter()
-                        .try_fold(patient, |builder, (key, value)| {
-                            let name = key.to_ascii_lowercase().parse::<AmazonS3ConfigKey>();
-                            name.map(|name| builder.with_config(name, value)).map_err(|_| unknown(key))
-                        })?
-                        .with_bucket_name(bucket)
-                        .with_retry(own.retry(max_retries))
-                        .build()
-                        .map_err(|e| bad(&format!("cannot be used: {e}")))
-                };
+                let own = Own::take(&mut options, cloud)?;
+                let client = |max_retries| cloud.client(place, &options, own.retry(max_retries), &bad);
                 let (inner, once) = (client(usize::MAX)?, client(0)?);
                 let shown = url.trim_end_matches('/').to_owned();
-                let store = Self::from_parts(Arc::new(inner), Some(Arc::new(once)), prefix.as_ref(), shown)?;
+                let store = Self::from_parts(inner, Some(once), prefix.as_ref(), shown)?;
                 Ok(Self {
+                    cloud,
                     capabilities: StoreCapabilities::full().with_exclusive_create(!own.single_writer),
                     retry_for: own.retry_for,
                     storage_class: own.storage_class,
                     ..store
                 })
             }
-            ("s3", None) => Err(bad("names no bucket")),
             (scheme, _) => Err(bad(&format!("cannot be opened: no store speaks `{scheme}`"))),
         }
     }
@@ -118,6 +106,7 @@ impl ObjectStore {
             once,
             prefix,
             url,
+            cloud: Cloud::S3,
             capabilities: StoreCapabilities::full(),
             retry_for: RETRY_FOR,
             storage_class: None,
@@ -141,7 +130,7 @@ struct Own {
 }
 
 impl Own {
-    fn take(options: &mut BTreeMap<String, String>) -> Result<Self, ConfigError> {
+    fn take(options: &mut BTreeMap<String, String>, cloud: Cloud) -> Result<Self, ConfigError> {
         let wrong = |key: &str, hint: &str| {
             ConfigError::new(format!("the option `{key}` of the store is wrong")).hint(hint)
         };
@@ -156,9 +145,8 @@ impl Own {
                 .map_err(|_| wrong("retry_for", "write a time such as \"3min\""))?,
         };
         let storage_class = options.remove("storage_class");
-        if matches!(storage_class.as_deref(), Some("GLACIER" | "DEEP_ARCHIVE")) {
-            let hint = "verify and restore read at once: STANDARD_IA, ONEZONE_IA, INTELLIGENT_TIERING and GLACIER_IR allow it";
-            return Err(wrong("storage_class", hint));
+        if storage_class.as_deref().is_some_and(|class| cloud.is_offline(class)) {
+            return Err(wrong("storage_class", cloud.online_classes()));
         }
         Ok(Self { single_writer, retry_for, storage_class })
     }
@@ -167,12 +155,6 @@ impl Own {
         let backoff = BackoffConfig { max_backoff: LONGEST_PAUSE, ..BackoffConfig::default() };
         RetryConfig { backoff, max_retries, retry_timeout: self.retry_for }
     }
-}
-
-fn unknown(key: &str) -> ConfigError {
-    ConfigError::new(format!("unknown option `{key}` of the store")).hint(
-        "there are `region`, `endpoint`, `access_key_id`, `secret_access_key`, `allow_http` and others of S3",
-    )
 }
 
 #[cfg(test)]
@@ -222,6 +204,21 @@ mod tests {
             ("s3://bucket/p", options(&[("single_writer", "yes")]), "`single_writer`"),
             ("s3://bucket/p", options(&[("retry_for", "soon")]), "`retry_for`"),
             ("s3://bucket/p", options(&[("storage_class", "DEEP_ARCHIVE")]), "`storage_class`"),
+            ("az:///p", options(&[]), "names no container"),
+            ("az://c/p", options(&[]), "account is not named"),
+            ("az://c/p", options(&[("account", "a"), ("region", "x")]), "`region`"),
+            ("az://c/p", options(&[("account", "a"), ("account_key", "hunter2!")]), "cannot be used"),
+            ("az://c/p", options(&[("account", "a"), ("sas_token", "hunter2")]), "cannot be used"),
+            ("az://c/p", options(&[("account", "a"), ("storage_class", "archive")]), "`storage_class`"),
+            ("gs:///p", options(&[]), "names no bucket"),
+            ("gs://b/p", options(&[("access_key_id", "x")]), "`access_key_id`"),
+            ("gs://b/p", options(&[("service_account_key", "hunter2")]), "cannot be read"),
+            (
+                "gs://b/p",
+                options(&[("service_account_key", "{\"private_key\": 7, \"hunter2\": 1}")]),
+                "cannot be read",
+            ),
+            ("gs://b/p", options(&[("service_account", "/no/such/hunter2.json")]), "cannot be read"),
         ] {
             let e = ObjectStore::from_url(url, &keys).unwrap_err().to_string();
             assert!(e.contains(says) && !e.contains("hunter2"), "{url}: {e}");

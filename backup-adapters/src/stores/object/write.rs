@@ -128,6 +128,7 @@ impl ObjectWriter {
         let payload = PutPayload::from_iter(std::mem::take(&mut self.pending));
         let version =
             self.store.put_new("write", &self.key, &payload, self.store.attributes(self.role)).await?;
+        let version = version.map(super::unquoted);
         Ok(ObjectInfo { key: self.key.clone(), bytes: self.bytes, modified: None, version })
     }
 

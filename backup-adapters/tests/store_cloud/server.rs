@@ -1,4 +1,4 @@
-//! S3 servers in containers, and buckets in them.
+//! Servers in containers, and buckets in them.
 
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpStream};
@@ -20,6 +20,8 @@ pub(crate) const SECRET: &str = "canary-secret-90d7";
 #[derive(Debug)]
 pub(crate) struct Server {
     pub(crate) address: SocketAddr,
+    /// Its container.
+    pub(crate) name: String,
     /// Its standard input is the server's life: however this process ends, it closes, and the container goes.
     _life: Child,
 }
@@ -52,17 +54,18 @@ pub(crate) fn moto() -> &'static Server {
 }
 
 #[expect(clippy::disallowed_methods, reason = "tests may be told of another image")]
-fn image(variable: &str, usual: &str) -> String {
+pub(crate) fn image(variable: &str, usual: &str) -> String {
     std::env::var(variable).unwrap_or_else(|_| usual.to_owned())
 }
 
 impl Server {
-    fn start(name: &str, image: &str, program: &str, port: u16) -> Self {
+    pub(crate) fn start(name: &str, image: &str, program: &str, port: u16) -> Self {
         let pid = std::process::id();
         let name = format!("backup-test-store-{name}-{pid}");
         let mut life = Command::new("docker")
             .args(["run", "--rm", "-i", "--name", &name, "--label", &format!("backup-test={pid}")])
             .args(["-e", &format!("MINIO_ROOT_USER={ID}"), "-e", &format!("MINIO_ROOT_PASSWORD={SECRET}")])
+            .args(["-e", &format!("AZURITE_ACCOUNTS={}:{}", crate::azure::ACCOUNT, crate::azure::KEY)])
             .args(["--entrypoint", "sh", image, "-c", &format!("{program} & cat >/dev/null")])
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
@@ -74,7 +77,7 @@ impl Server {
             if let Some(address) = address(&name, port)
                 && TcpStream::connect_timeout(&address, Duration::from_secs(1)).is_ok()
             {
-                return Self { address, _life: life };
+                return Self { address, name, _life: life };
             }
             let ended = life.try_wait().unwrap();
             assert!(

@@ -1,9 +1,11 @@
-//! Object storage as a store, over live S3 servers.
+//! Object storage as a store, over live servers.
 
 #![cfg(feature = "object")]
 #![expect(clippy::unwrap_used, reason = "assertions of tests")]
 
+mod azure;
 mod faults;
+mod google;
 mod promises;
 mod proxy;
 mod rights;
@@ -21,4 +23,10 @@ store_conformance_tests!(
     #[ignore = "live: moto in a container"]
     moto,
     || async { server::moto().bucket().await.store() }
+);
+
+store_conformance_tests!(
+    #[ignore = "live: Azurite in a container"]
+    azurite,
+    || async { azure::azurite().container().store() }
 );
