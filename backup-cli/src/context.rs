@@ -158,14 +158,22 @@ impl Context {
     /// Opens the configuration, its store (or the one of `--store`) and the engine. Without a configuration file: what an earlier `backup run`
     /// without one has left in `./backups`.
     pub(crate) async fn session(&self) -> Result<Session, CliError> {
+        let prepared = self.prepared()?;
+        let Some(name) = &self.global.store else { return self.open(prepared, Opening::Existing).await };
+        let opened = self.open(prepared, Opening::Existing).await;
+        opened.map_err(|e| e.about(&format!("store `{name}`")))
+    }
+
+    /// The same without opening anything.
+    pub(crate) fn prepared(&self) -> Result<Prepared, CliError> {
         let mut prepared = match self.config_file()? {
             Some(file) => self.prepare_file(&file)?,
             None => self.prepare(zero::remembered(self)?, &self.dir, None)?,
         };
-        let Some(name) = &self.global.store else { return self.open(prepared, Opening::Existing).await };
-        prepared.plan = prepared.plan.for_store(name)?;
-        let opened = self.open(prepared, Opening::Existing).await;
-        opened.map_err(|e| e.about(&format!("store `{name}`")))
+        if let Some(name) = &self.global.store {
+            prepared.plan = prepared.plan.for_store(name)?;
+        }
+        Ok(prepared)
     }
 
     /// Opens a configuration file.
@@ -292,12 +300,16 @@ impl Context {
             })?;
             keep_out_of_git(&root)?;
         }
+        Ok(self.cli.stores.open(&self.with_secrets(store).await?).await?)
+    }
+
+    /// A store with the secrets among its options.
+    pub(crate) async fn with_secrets(&self, store: &StoreConfig) -> Result<StoreConfig, CliError> {
         // A secret may be the output of a program.
         let named = store.clone();
         let resolved = tokio::task::spawn_blocking(move || named.resolved(&Secrets)).await;
-        let resolved = resolved
-            .map_err(|e| CliError::failed("cannot look up the secrets of the store").because(&e))??;
-        Ok(self.cli.stores.open(&resolved).await?)
+        Ok(resolved
+            .map_err(|e| CliError::failed("cannot look up the secrets of the store").because(&e))??)
     }
 
     fn events(&self) -> Arc<dyn EventSink> {

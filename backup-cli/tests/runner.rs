@@ -16,6 +16,7 @@ mod exit_codes;
 mod faults;
 mod full_disk;
 mod help;
+mod hosts;
 mod interrupted;
 mod json;
 mod keys;

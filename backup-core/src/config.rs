@@ -34,11 +34,14 @@ use crate::retention::Policy;
 use crate::secret::{SecretRef, SecretResolver};
 
 pub(crate) mod explain;
+mod hosts;
 mod raw;
 mod spot;
 mod stores;
 mod values;
 
+pub use hosts::StoresOfHosts;
+pub(crate) use hosts::system_host;
 pub use spot::{NotifyConfig, NtfyConfig, SPOT_POLL, SpotAction, SpotConfig, SpotStep};
 pub use stores::{CopyStoreConfig, PRIMARY_STORE};
 
@@ -61,7 +64,7 @@ pub struct Config {
     pub copies: Vec<StoreName>,
     /// The folder for locks, journals and spools. The program chooses one if it is not set.
     pub state_dir: Option<PathBuf>,
-    /// The name of this host in metadata. The program asks the system if it is not set.
+    /// The name of this host in metadata, and in the URLs of stores. The program asks the system if it is not set.
     pub host: Option<String>,
     /// The series, by name.
     pub intervals: BTreeMap<Interval, IntervalConfig>,
@@ -138,7 +141,7 @@ pub enum Encrypt {
 /// `[store]`.
 #[derive(Clone, PartialEq, Eq)]
 pub struct StoreConfig {
-    /// A URL such as `file:///mnt/backups` or `s3://bucket/prefix`, or a path.
+    /// A URL such as `file:///mnt/backups` or `s3://bucket/prefix`, or a path; `{host}` in it is the name of the host.
     pub url: String,
     /// What else the store wants to know.
     pub options: BTreeMap<String, String>,
@@ -324,6 +327,14 @@ impl Config {
         }
         self.services.insert(name, service);
         Ok(())
+    }
+
+    /// Where the backups of this host go: `{host}` in the URL is its name.
+    ///
+    /// # Errors
+    /// [`ConfigError`] for a name that cannot be a part of a path.
+    pub fn store_here(&self) -> Result<StoreConfig, ConfigError> {
+        self.store.for_host(&self.host.clone().unwrap_or_else(system_host))
     }
 
     /// Looks the adapters up, checks what belongs together, and makes paths relative to `base_dir`, the folder of the

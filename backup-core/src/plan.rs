@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::adapter::ServiceAdapter;
 use crate::config::explain::{hint, quoted_key};
+use crate::config::system_host;
 use crate::config::{
     ComposeConfig, Config, Guard, IntervalConfig, Limits, NotifyConfig, PRIMARY_STORE, ServiceConfig,
     SpotConfig, StoreConfig,
@@ -153,8 +154,9 @@ impl BackupPlan {
         for (name, interval) in config.intervals {
             intervals.insert(name.clone(), plan_interval(name, interval, &services, &config.copies)?);
         }
-        let store = config.store.relative_to(base_dir)?;
-        let mut stores = stores::plan(&store, config.stores, &intervals, base_dir)?;
+        let host = config.host.clone().unwrap_or_else(system_host);
+        let (store, hosts) = stores::placed(config.store, base_dir, &host)?;
+        let mut stores = stores::plan(&store, config.stores, &intervals, base_dir, &host)?;
         stores::check_copies(&config.copies, &intervals, &stores)?;
         let manual = Interval::new(MANUAL)?;
         let made = everything(manual.clone(), &services, &config.copies);
@@ -170,7 +172,7 @@ impl BackupPlan {
             }
         };
         let store_name = StoreName::new(PRIMARY_STORE)?;
-        stores.insert(store_name.clone(), stores::primary(&store_name, &store, &intervals));
+        stores.insert(store_name.clone(), stores::primary(&store_name, (&store, hosts), &intervals));
         Ok(Self {
             state_dir: config.state_dir.map(|dir| base_dir.join(dir)),
             host: config.host,

@@ -60,6 +60,12 @@ fn option(text: &str) -> Result<(String, String), String> {
 impl Args {
     pub(crate) async fn run(&self, cx: &Context) -> Result<Done, CliError> {
         let store = self.store(cx);
+        if store.url.contains("{host}") {
+            return Err(CliError::usage(
+                "this machine may be called otherwise than the one that is to come back",
+            )
+            .hint("write its name in place of {host}: the bucket has a prefix for each host"));
+        }
         let catalog = cx.catalog(&store, Opening::Existing).await?;
         let (found, content) = self.find(cx, &store, &catalog).await?;
         let has = services(cx, &catalog, &content.config).await?;
@@ -160,7 +166,8 @@ impl Args {
 /// `recover` goes by what the configuration says.
 fn mind_the_store(cx: &Context, ours: &StoreConfig, content: &Content) {
     let base = content.path.parent().unwrap_or(Path::new("/"));
-    let theirs = &content.config.store;
+    // Where this machine will look, by the name that it has.
+    let theirs = &content.config.store_here().unwrap_or_else(|_| content.config.store.clone());
     let place = |store: &StoreConfig| {
         let path = store.local_path().or_else(|| (!store.url.contains("://")).then(|| base.join(&store.url)));
         path.map(|p| p.canonicalize().unwrap_or(p))
@@ -169,7 +176,12 @@ fn mind_the_store(cx: &Context, ours: &StoreConfig, content: &Content) {
         (Some(a), Some(b)) => a == b,
         _ => ours.url.trim_end_matches('/') == theirs.url.trim_end_matches('/'),
     };
-    if !same {
+    if !same && content.config.store.url.contains("{host}") {
+        cx.ui.warn(&format!(
+            "this machine is called otherwise than the host whose backups these are: set `host` in {} to that name",
+            content.path.display()
+        ));
+    } else if !same {
         cx.ui.warn(&format!(
             "the configuration has another store than this one: mount it where that says, or change `url` in {}",
             content.path.display()

@@ -11,6 +11,8 @@ use crate::format;
 use crate::render::table::{self, Column};
 use crate::ui::{DIM, GREEN, RED, YELLOW};
 
+mod hosts;
+
 /// List the backups in the store
 ///
 /// AGE counts from the start of the backup, SIZE is as stored, RATIO is how much smaller that is. Only `good` ones are
@@ -21,6 +23,7 @@ Examples:
   backup list                      everything, newest first
   backup list redis                one service
   backup list --interval daily     one interval
+  backup list --all-hosts          what every host has that backs up beside this one
   backup list --json | jq -r 'select(.state == \"good\") | .id'")]
 pub(crate) struct Args {
     /// Only this service
@@ -33,10 +36,17 @@ pub(crate) struct Args {
     /// Show unfinished ones, too: incomplete, aborted, deleting
     #[arg(short, long)]
     all: bool,
+
+    /// Every host beside this one, with its services and the newest good backup of each
+    #[arg(long, conflicts_with_all = ["interval", "all"])]
+    all_hosts: bool,
 }
 
 impl Args {
     pub(crate) async fn run(&self, cx: &Context) -> Result<Done, CliError> {
+        if self.all_hosts {
+            return hosts::list(cx, self.service.as_ref()).await;
+        }
         let session = cx.session().await?;
         let filter = Filter { service: self.service.clone(), interval: self.interval.clone() };
         let listing = session.engine.catalog().list(&filter).await?;

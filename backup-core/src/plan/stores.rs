@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::{BackupPlan, MANUAL, PlannedInterval, unknown};
 use crate::config::explain::quoted_key;
-use crate::config::{CopyStoreConfig, PRIMARY_STORE, StoreConfig};
+use crate::config::{CopyStoreConfig, PRIMARY_STORE, StoreConfig, StoresOfHosts};
 use crate::error::ConfigError;
 use crate::id::{Interval, StoreName};
 use crate::retention::Policy;
@@ -18,6 +18,8 @@ pub struct PlannedStore {
     pub name: StoreName,
     /// Where it is; a path is absolute.
     pub store: StoreConfig,
+    /// Where the stores of all hosts are, this one among them.
+    pub hosts: Option<StoresOfHosts>,
     /// What holds secrets may be there in clear: the user insists, or it is this host's own disk.
     pub secrets_in_clear: bool,
     /// What is kept of each series; of those that are not named, everything.
@@ -69,11 +71,12 @@ pub(super) fn plan(
     stores: BTreeMap<StoreName, CopyStoreConfig>,
     intervals: &BTreeMap<Interval, PlannedInterval>,
     base_dir: &Path,
+    host: &str,
 ) -> Result<BTreeMap<StoreName, PlannedStore>, ConfigError> {
     let mut planned: BTreeMap<StoreName, PlannedStore> = BTreeMap::new();
     for (name, config) in stores {
         let place = format!("stores.{}", quoted_key(name.as_str()));
-        let store = config.store.relative_to(base_dir).map_err(|e| e.at(place.clone()))?;
+        let (store, hosts) = placed(config.store, base_dir, host).map_err(|e| e.at(place.clone()))?;
         let others =
             || planned.values().map(|s| (s.name.as_str(), &s.store)).chain([(PRIMARY_STORE, primary)]);
         if let Some((other, _)) = others().find(|(_, o)| same_place(o, &store)) {
@@ -96,9 +99,24 @@ pub(super) fn plan(
             }
         }
         let secrets_in_clear = config.secrets_in_clear || store.local_path().is_some();
-        planned.insert(name.clone(), PlannedStore { name, store, secrets_in_clear, policies });
+        planned.insert(name.clone(), PlannedStore { name, store, hosts, secrets_in_clear, policies });
     }
     Ok(planned)
+}
+
+/// A store for this host, and where those of all hosts are.
+pub(super) fn placed(
+    store: StoreConfig,
+    base_dir: &Path,
+    host: &str,
+) -> Result<(StoreConfig, Option<StoresOfHosts>), ConfigError> {
+    let ours = store.for_host(host)?.relative_to(base_dir)?;
+    // As the user wrote it, it says which part is the host's. Braces are no part of a URL that can be parsed as one.
+    let written = match store.url.contains("://") {
+        true => store,
+        false => store.relative_to(base_dir)?,
+    };
+    Ok((ours, written.of_hosts()))
 }
 
 fn same_place(a: &StoreConfig, b: &StoreConfig) -> bool {
@@ -110,13 +128,13 @@ fn same_place(a: &StoreConfig, b: &StoreConfig) -> bool {
 
 pub(super) fn primary(
     name: &StoreName,
-    store: &StoreConfig,
+    (store, hosts): (&StoreConfig, Option<StoresOfHosts>),
     intervals: &BTreeMap<Interval, PlannedInterval>,
 ) -> PlannedStore {
     let policies = intervals.iter().filter_map(|(name, i)| Some((name.clone(), i.policy.clone()?)));
     // Where the user backs up to directly, there it is.
     let (name, store, policies) = (name.clone(), store.clone(), policies.collect());
-    PlannedStore { name, store, secrets_in_clear: true, policies }
+    PlannedStore { name, store, hosts, secrets_in_clear: true, policies }
 }
 
 /// Whatever `copies` names must be one of the further stores.
