@@ -1,19 +1,31 @@
 //! A cache of listings: metadata.json never changes, so that its summary can be kept beside the state directory.
 //!
+//! It is known again by its key and, where a listing tells that for nothing, its version: the copy of a backup may take the
+//! place of a given-up one of the same name. Where none is told, what was given up is not kept.
+//!
 //! The cache may be deleted or damaged at any time; it is only ever a shortcut to what metadata.json says. Verification,
 //! restore and show read metadata.json itself.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
+
 use super::Summary;
 use crate::id::{Interval, ServiceName, Timestamp};
 
 /// The number is that of the file's shape.
-const FILE: &str = "summaries-2.json";
+const FILE: &str = "summaries-3.json";
 
-/// Summaries of one series by their seconds since 1970.
-type Known = HashMap<Timestamp, Summary>;
+/// Summaries of one series.
+pub(super) type Known = HashMap<Timestamp, Cached>;
+
+/// A summary, and of which version of metadata.json it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Cached {
+    pub(super) version: Option<String>,
+    pub(super) summary: Summary,
+}
 
 #[derive(Debug, Default)]
 pub(super) struct Cache {
@@ -28,14 +40,14 @@ impl Cache {
         let Some(path) = dir.map(|d| d.join(FILE)) else { return Self::default() };
         let read = {
             let path = path.clone();
-            tokio::task::spawn_blocking(move || -> Option<BTreeMap<String, Vec<(i64, Summary)>>> {
+            tokio::task::spawn_blocking(move || -> Option<BTreeMap<String, Vec<(i64, Cached)>>> {
                 serde_json::from_slice(&std::fs::read(path).ok()?).ok()
             })
         };
         let stored = read.await.ok().flatten().unwrap_or_default();
-        let known = |list: Vec<(i64, Summary)>| {
+        let known = |list: Vec<(i64, Cached)>| {
             let at = |seconds| chrono::DateTime::from_timestamp(seconds, 0).map(Timestamp::new);
-            list.into_iter().filter_map(|(seconds, summary)| Some((at(seconds)?, summary))).collect()
+            list.into_iter().filter_map(|(seconds, cached)| Some((at(seconds)?, cached))).collect()
         };
         let series = stored.into_iter().map(|(name, list)| (name, known(list))).collect();
         Self { path: Some(path), series, changed: false }
@@ -48,32 +60,22 @@ impl Cache {
     }
 
     /// Remembers the present state of a series that was listed, and forgets what is gone from it.
-    pub(super) fn replace<'a>(
-        &mut self,
-        service: &ServiceName,
-        interval: &Interval,
-        present: impl Iterator<Item = (Timestamp, &'a Summary)> + Clone,
-    ) {
+    pub(super) fn replace(&mut self, service: &ServiceName, interval: &Interval, present: Known) {
         if self.path.is_none() {
             return;
         }
         let known = self.series.entry(format!("{service}/{interval}")).or_default();
-        let (mut same, mut all) = (0, 0);
-        for (at, summary) in present.clone() {
-            all += 1;
-            same += usize::from(known.get(&at) == Some(summary));
-        }
-        if same < all || same < known.len() {
+        if *known != present {
             self.changed = true;
-            *known = present.map(|(at, summary)| (at, summary.clone())).collect();
+            *known = present;
         }
     }
 
     pub(super) async fn save(self) {
         let Some(path) = self.path.filter(|_| self.changed) else { return };
         let write = tokio::task::spawn_blocking(move || {
-            let list = |known: Known| -> Vec<(i64, Summary)> {
-                known.into_iter().map(|(at, summary)| (at.time().timestamp(), summary)).collect()
+            let list = |known: Known| -> Vec<(i64, Cached)> {
+                known.into_iter().map(|(at, cached)| (at.time().timestamp(), cached)).collect()
             };
             let stored: BTreeMap<String, _> =
                 self.series.into_iter().map(|(name, known)| (name, list(known))).collect();

@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 use futures::{StreamExt, TryStreamExt};
 use serde::{Deserialize, Serialize};
 
-use super::cache::Cache;
+use super::cache::{Cache, Cached, Known};
 use super::judge::{Unusable, derive_state, held, parse_metadata};
 use super::{Catalog, Fact, FactKind, METADATA, RUN, TOMBSTONE, VerifyLevel, file, read_small};
 use crate::error::{BackupError, StoreError, chain};
@@ -240,6 +240,10 @@ struct Files {
     facts: Vec<Fact>,
     /// Anything else.
     other: bool,
+    /// The version of metadata.json, where the store tells it for nothing.
+    version: Option<String>,
+    /// The length of everything but metadata.json, where the store tells it for nothing.
+    bytes: Option<u64>,
     /// What metadata.json says, or why it cannot be used.
     summary: Option<Result<Summary, Unusable>>,
 }
@@ -335,8 +339,10 @@ impl Catalog {
         let mut missing = Vec::new();
         for (timestamp, files) in series.dirs.iter_mut().filter(|(_, f)| f.metadata) {
             match known.get(timestamp).filter(|_| use_cache) {
-                Some(summary) => files.summary = Some(Ok(summary.clone())),
-                None => missing.push(*timestamp),
+                Some(cached) if cached.version == files.version => {
+                    files.summary = Some(Ok(cached.summary.clone()));
+                }
+                _ => missing.push(*timestamp),
             }
         }
         let (service, interval) = (&series.service, &series.interval);
@@ -362,8 +368,13 @@ impl Catalog {
                 Err(e) => errors.push(format!("reading {id}: {}", chain(&e))),
             }
         }
-        let readable =
-            series.dirs.iter().filter_map(|(at, f)| Some((*at, f.summary.as_ref()?.as_ref().ok()?)));
+        let readable = series.dirs.iter().filter_map(|(at, files)| {
+            let (version, summary) = (files.version.clone(), files.summary.as_ref()?.as_ref().ok()?.clone());
+            // The copy of a good one may take its place, under the same key.
+            let lasting = version.is_some() || summary.status != Status::Aborted;
+            lasting.then_some((*at, Cached { version, summary }))
+        });
+        let readable: Known = readable.collect();
         cache.replace(&series.service, &series.interval, readable);
         errors
     }
@@ -384,17 +395,25 @@ impl Catalog {
     ) -> Result<BTreeMap<Timestamp, Files>, StoreError> {
         let prefix = StoreKey::new(format!("{service}/{interval}"))
             .map_err(|e| StoreError::NotAStore { message: e.to_string() })?;
-        let mut keys = self.store.list_keys(Some(&prefix));
+        // A disk would have to look at every file for what an object store says of each anyway.
+        let mut infos = match self.store.local_path(&prefix) {
+            Some(_) => self.store.list_keys(Some(&prefix)).map_ok(|key| (key, None)).boxed(),
+            None => self.store.list(Some(&prefix)).map_ok(|i| (i.key, Some((i.bytes, i.version)))).boxed(),
+        };
         let mut dirs: BTreeMap<Timestamp, Files> = BTreeMap::new();
-        while let Some(key) = keys.try_next().await? {
+        while let Some((key, more)) = infos.try_next().await? {
             let Some((dir, name)) = key.below(&prefix).and_then(|rest| rest.split_once('/')) else {
                 continue;
             };
             let Ok(timestamp) = dir.parse::<Timestamp>() else { continue };
             let files = dirs.entry(timestamp).or_default();
+            let (bytes, version) = more.unzip();
+            if name != METADATA {
+                files.bytes = bytes.map(|bytes: u64| bytes.saturating_add(files.bytes.unwrap_or(0)));
+            }
             match name {
                 RUN => files.run = true,
-                METADATA => files.metadata = true,
+                METADATA => (files.metadata, files.version) = (true, version.flatten()),
                 TOMBSTONE => files.tombstone = true,
                 other => match Fact::parse(other) {
                     Some(fact) => files.facts.push(fact),
@@ -430,7 +449,9 @@ impl Catalog {
         } else {
             BackupState::Incomplete
         };
-        let legacy_bytes = if legacy {
+        let legacy_bytes = if legacy && files.bytes.is_some() {
+            files.bytes
+        } else if legacy {
             let infos: Result<Vec<_>, _> = self.store.list(Some(&id.dir())).try_collect().await;
             infos
                 .ok()

@@ -67,3 +67,62 @@ async fn no_cache_sways_a_decision_to_delete_and_the_truth_mends_the_cache() {
     assert_eq!(listing.entries[0].state.word(), "unreadable");
     assert_eq!(w.states().await, ["unreadable"]);
 }
+
+#[tokio::test]
+async fn a_copy_in_the_place_of_a_given_up_one_is_not_taken_for_that() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut w = World::new().await;
+    w.catalog = w.catalog.with_cache(dir.path().to_owned());
+    let draft = w.draft().await;
+    let id = draft.id().clone();
+    let good = serde_json::to_vec(&w.metadata(&id, draft.reservation())).unwrap();
+    w.clock.advance_secs(100_000);
+    w.catalog.sweep(&w.entries().await[0]).await.unwrap();
+    assert_eq!(w.states().await, ["aborted"], "and that is in the cache");
+    // As a copier does, once the time of the dead writer is over.
+    let key = id.file("metadata.json").unwrap();
+    w.store.inner().delete(&key).await.unwrap();
+    w.put(id.file("redis.rdb.zst").unwrap().as_str(), b"data").await;
+    w.store.inner().create(&key, good.into()).await.unwrap();
+    assert_eq!(w.states().await, ["good"]);
+    w.catalog.sweep(&w.entries().await[0]).await.unwrap();
+    assert!(w.store.head(&id.file("redis.rdb.zst").unwrap()).await.is_ok(), "it was swept");
+}
+
+#[tokio::test]
+async fn a_warm_listing_reads_nothing_that_it_knows_and_trusts_no_cache_for_what_is_gone() {
+    const MANY: usize = 2000;
+    let dir = tempfile::tempdir().unwrap();
+    let mut w = World::new().await;
+    w.catalog = w.catalog.with_cache(dir.path().to_owned());
+    let first = w.commit().await;
+    let text: serde_json::Value = serde_json::to_value(w.catalog.metadata(&first).await.unwrap()).unwrap();
+    for n in 1..MANY {
+        let at = (w.clock.now() - chrono::TimeDelta::hours(n.try_into().unwrap())).format("%Y%m%d_%H%M%S");
+        let mut text = text.clone();
+        text["timestamp"] = at.to_string().into();
+        let key = format!("{}/{at}/metadata.json", first.dir().parent().unwrap());
+        w.put(&key, &serde_json::to_vec(&text).unwrap()).await;
+    }
+    let requests = async |w: &World| {
+        let before = w.store.calls();
+        let states = w.states().await;
+        (states.iter().filter(|s| **s == "good").count(), w.store.calls() - before)
+    };
+    let (good, cold) = requests(&w).await;
+    assert!(good == MANY && cold >= MANY as u64, "{good} {cold}");
+    let (good, warm) = requests(&w).await;
+    assert!(good == MANY && warm < 10, "{good} {warm}");
+    // What is not listed any more is not, whatever the cache knows.
+    w.store.inner().delete_prefix(&first.dir()).await.unwrap();
+    assert_eq!(requests(&w).await.0, MANY - 1);
+    // A damaged cache costs time, and is written anew.
+    let file = std::fs::read_dir(dir.path()).unwrap().next().unwrap().unwrap().path();
+    for damage in ["", "{", "{\"redis/hourly\":[[1,2]]}", "\0\0"] {
+        std::fs::write(&file, damage).unwrap();
+        let (good, cold) = requests(&w).await;
+        assert!(good == MANY - 1 && cold >= MANY as u64 - 1, "{damage:?}: {good} {cold}");
+        let (good, warm) = requests(&w).await;
+        assert!(good == MANY - 1 && warm < 10, "{damage:?}: {good} {warm}");
+    }
+}

@@ -110,7 +110,9 @@ async fn facts_change_what_a_backup_is_worth() {
 async fn what_cannot_be_listed_is_said() {
     let w = World::new().await;
     w.commit().await;
-    w.store.set_fault(Some(Fault::from(1).only(&[backup_core::testkit::Call::ListKeys])));
+    w.store.set_fault(Some(
+        Fault::from(1).only(&[backup_core::testkit::Call::ListKeys, backup_core::testkit::Call::List]),
+    ));
     let listing = w.catalog.list(&Filter::default()).await.unwrap();
     assert!(listing.entries.is_empty());
     assert_eq!(listing.errors.len(), 1);
