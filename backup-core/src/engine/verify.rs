@@ -220,24 +220,19 @@ impl Inner {
             BackupState::Unreadable { reason, newer: true } => {
                 return Err(BackupError::Refused(format!("{}: {reason}", entry.id)));
             }
-            BackupState::Unreadable { reason, newer: false } => {
-                return Err(BackupError::Damaged {
-                    id: entry.id.clone(),
-                    file: "metadata.json".into(),
-                    what: reason.clone(),
-                });
-            }
             BackupState::Legacy if level == VerifyLevel::Stored => {
                 return Err(BackupError::Refused(format!(
                     "{} is legacy: the old scripts recorded no checksum to compare with; use --level content",
                     entry.id
                 )));
             }
+            // An unreadable one is read again below: the listing may only have been kept from it.
             BackupState::Good
             | BackupState::Suspect
             | BackupState::Damaged { .. }
             | BackupState::Pending
-            | BackupState::Legacy => {}
+            | BackupState::Legacy
+            | BackupState::Unreadable { newer: false, .. } => {}
             other => {
                 return Err(BackupError::Refused(format!(
                     "{} is {}: there is nothing to verify",

@@ -89,13 +89,22 @@ async fn evidence_that_the_contents_contradict_is_damage() {
 #[tokio::test]
 async fn a_rotten_description_is_damage_also_where_a_cache_still_knows_it_as_good() {
     let w = World::new(adapter()).await;
+    // A disk: object stores tell in the listing that it is another version.
+    let root = w.dir.path().join("disk");
+    let disk = backup_core::LocalStore::new(&root);
+    disk.create_root().await.unwrap();
+    let (catalog, _) = Catalog::init(Arc::new(disk), Arc::new(w.clock.clone())).await.unwrap();
+    let w = {
+        let cache = w.dir.path().join("cache");
+        std::fs::create_dir(&cache).unwrap();
+        w.over(catalog.with_cache(cache))
+    };
     w.back_up().await;
-    let id = w.entries().await[0].id.clone();
-    let cached = w.engine.catalog().clone().with_cache(w.dir.path().to_owned());
-    assert!(cached.list(&Filter::default()).await.unwrap().entries[0].is_good());
-    w.damage(&id.file("metadata.json").unwrap(), |bytes| bytes.truncate(100)).await;
-    assert!(cached.list(&Filter::default()).await.unwrap().entries[0].is_good(), "the cache is behind");
-    let w = w.over(cached);
+    assert_eq!(w.states().await, ["good"]);
+    let file = root.join(w.entries().await[0].id.file("metadata.json").unwrap().as_str());
+    let text = std::fs::read(&file).unwrap();
+    std::fs::write(&file, &text[..100]).unwrap();
+    assert_eq!(w.states().await, ["good"], "the cache is behind");
     assert_eq!(w.verify(VerifyLevel::Stored).await.outcome(), Outcome::Damaged);
     assert_eq!(w.states().await, ["damaged"]);
     // It does not keep new backups from being made.
@@ -126,4 +135,16 @@ async fn every_backup_of_a_service_can_be_restored_into_scratch_in_one_run() {
     let report = w.verify(VerifyLevel::Restore).await;
     assert_eq!(outcome(&report), (Outcome::Ok, String::new()));
     assert_eq!(report.steps.len(), 2);
+}
+
+/// The store failed while it was listed: that says nothing of the backup.
+#[tokio::test]
+async fn metadata_that_could_not_be_read_for_the_listing_is_no_damage() {
+    let w = World::new(adapter()).await;
+    w.back_up().await;
+    w.store.set_fault(Some(Fault::once(1).only(&[Call::Read])));
+    let report = w.verify(VerifyLevel::Stored).await;
+    assert_eq!(w.store.injected(), 1, "{report:?}");
+    w.store.set_fault(None);
+    assert_eq!(w.states().await, ["good"], "{report:?}");
 }
