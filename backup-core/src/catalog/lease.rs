@@ -127,13 +127,15 @@ impl Lease {
     /// # Errors
     /// [`BackupError::Refused`]; [`BackupError::Store`].
     pub async fn still_mine(&self) -> Result<(), BackupError> {
+        let newest = self.catalog.epochs(&self.dir).await?.last().copied();
+        if newest != Some(self.epoch) {
+            return Err(BackupError::Refused("another host took over our lease on the store".into()));
+        }
+        // After the store has answered, which may have taken until now.
         if self.catalog.clock.now() >= self.mine.expires_at {
             return Err(BackupError::Refused("our lease on the store expired: run again".into()));
         }
-        match self.catalog.epochs(&self.dir).await?.last() {
-            Some(newest) if *newest == self.epoch => Ok(()),
-            _ => Err(BackupError::Refused("another host took over our lease on the store".into())),
-        }
+        Ok(())
     }
 
     /// Makes it last `ttl` from now, if less than half of that is left: for work whose end nobody knows.
