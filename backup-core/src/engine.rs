@@ -192,7 +192,7 @@ impl EngineBuilder {
 impl Engine {
     /// An engine over `plan`, with the backups in `catalog` and the host's `state`.
     pub fn builder(plan: BackupPlan, catalog: Catalog, state: StateDir) -> EngineBuilder {
-        let host = plan.host.clone().unwrap_or_else(|| crate::config::system_host());
+        let host = plan.host.clone().unwrap_or_else(crate::config::system_host);
         EngineBuilder(Inner {
             plan,
             catalog,

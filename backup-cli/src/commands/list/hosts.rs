@@ -1,6 +1,7 @@
 //! `backup list --all-hosts`: what each host has in a place that several share.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use backup_core::catalog::{Catalog, Entry, Filter, Listing};
 use backup_core::config::{StoreConfig, StoresOfHosts};
@@ -121,7 +122,7 @@ async fn read(
         Err(e) if e.is_not_found() => return Ok(None),
         Err(e) => return Err(chain(&e)),
     }
-    let catalog = Catalog::open(store, cx.clock.clone()).await.map_err(|e| chain(&e))?;
+    let catalog = Catalog::open(store, Arc::clone(&cx.clock)).await.map_err(|e| chain(&e))?;
     let catalog = match state.and_then(|state| state.cache(catalog.store_id()).ok()) {
         Some(cache) => catalog.with_cache(cache),
         None => catalog,
