@@ -427,7 +427,8 @@ pub(super) fn lost_or_unreachable(id: &BackupId, file: &str, error: StoreError) 
             file: file.to_owned(),
             what: "the file is missing".to_owned(),
         },
-        StoreError::Other { retryable: false, .. } => {
+        // A disk that cannot read it. What servers answer besides is about the request: a clock, a region, a signature.
+        StoreError::Other { retryable: false, ref source, .. } if source.is::<std::io::Error>() => {
             BackupError::Damaged { id: id.clone(), file: file.to_owned(), what: chain(&error) }
         }
         error => BackupError::store(format!("read {id}"), error),
