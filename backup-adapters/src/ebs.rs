@@ -169,6 +169,18 @@ impl Ebs {
         }
         Ok(Self { config: Arc::new(config) })
     }
+
+    /// The volumes of the instance that are deleted when it ends (`DeleteOnTermination`), less the one that it boots from,
+    /// which usually is: devices with their volumes.
+    ///
+    /// # Errors
+    /// Those of `DescribeInstances`.
+    pub async fn ending_with_the_instance(&self, cx: &OpContext) -> Result<Vec<String>, AdapterError> {
+        let ec2 = self.connect(cx).await?;
+        let attached = self.instance(cx, &ec2).await?.attached;
+        let ending = attached.into_iter().filter(|a| a.ends && !a.boot);
+        Ok(ending.map(|a| format!("{} ({})", a.device, a.volume)).collect())
+    }
 }
 
 fn is_reserved(tag: &str) -> bool {

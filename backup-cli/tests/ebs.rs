@@ -11,11 +11,11 @@ const ID: &str = "canary-id-51c2";
 const SECRET: &str = "canary-secret-90d7";
 
 /// An EC2 with one instance of two volumes. Its standard input is its life: however this process ends, the container goes.
-struct Ec2 {
+pub(crate) struct Ec2 {
     endpoint: String,
     name: String,
     life: Child,
-    instance: String,
+    pub(crate) instance: String,
 }
 
 #[expect(clippy::disallowed_methods, reason = "tests may be told of another image")]
@@ -27,7 +27,7 @@ const CLIENT: &str = "import boto3; ec2 = boto3.client('ec2', endpoint_url='http
                       aws_access_key_id='a', aws_secret_access_key='b')\n";
 
 impl Ec2 {
-    fn start(which: &str) -> Self {
+    pub(crate) fn start(which: &str) -> Self {
         let pid = std::process::id();
         let name = format!("backup-test-cli-ebs-{which}-{pid}");
         let life = Command::new("docker")
@@ -73,7 +73,7 @@ impl Ec2 {
     }
 
     /// What a script of its own client prints.
-    fn python(&self, script: &str) -> String {
+    pub(crate) fn python(&self, script: &str) -> String {
         let script = format!("{CLIENT}{script}");
         let out =
             Command::new("docker").args(["exec", &self.name, "python3", "-c", &script]).output().unwrap();
@@ -82,12 +82,12 @@ impl Ec2 {
     }
 
     /// How many snapshots have our tags.
-    fn snapshots(&self) -> usize {
+    pub(crate) fn snapshots(&self) -> usize {
         let all = "ec2.describe_snapshots(OwnerIds=['self'], Filters=[{'Name': 'tag-key', 'Values': ['backup:run']}])";
         self.python(&format!("print(len({all}['Snapshots']))")).parse().unwrap()
     }
 
-    fn configure(&self, world: &World) {
+    pub(crate) fn configure(&self, world: &World) {
         world.write("id", ID);
         world.write("secret", SECRET);
         world.write(

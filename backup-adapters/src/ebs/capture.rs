@@ -356,6 +356,7 @@ mod tests {
             device: device.into(),
             volume: volume.into(),
             boot,
+            ends: boot,
         };
         let attached = vec![
             one("/dev/sda1", "vol-b", true),

@@ -195,7 +195,8 @@ impl Ec2 {
         let root = found.root_device_name().unwrap_or_default();
         let attached = found.block_device_mappings().iter().filter_map(|m| {
             let (device, volume) = (m.device_name()?.to_owned(), m.ebs()?.volume_id()?.to_owned());
-            Some(Attached { boot: device == root, device, volume })
+            let ends = m.ebs()?.delete_on_termination().unwrap_or_default();
+            Some(Attached { boot: device == root, device, volume, ends })
         });
         let zone = found.placement().and_then(|p| p.availability_zone()).unwrap_or_default();
         Ok(Instance { id: id.to_owned(), zone: zone.to_owned(), attached: attached.collect() })

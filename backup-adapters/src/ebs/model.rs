@@ -180,6 +180,8 @@ pub(super) struct Attached {
     pub(super) device: String,
     pub(super) volume: String,
     pub(super) boot: bool,
+    /// It is deleted when the instance ends.
+    pub(super) ends: bool,
 }
 
 /// An instance.
@@ -319,7 +321,12 @@ pub(super) mod tests {
     #[test]
     fn devices_are_known_from_the_set_however_many_volumes_there_are() {
         let attached: Vec<Attached> = (0..20)
-            .map(|n| Attached { device: format!("/dev/sd{n}"), volume: format!("vol-{n:017}"), boot: n == 0 })
+            .map(|n| Attached {
+                device: format!("/dev/sd{n}"),
+                volume: format!("vol-{n:017}"),
+                boot: n == 0,
+                ends: n == 0,
+            })
             .collect();
         let tags = device_tags(&attached);
         assert!(tags.values().all(|v| v.len() <= TAG_CHARS) && tags.len() > 1, "{tags:?}");

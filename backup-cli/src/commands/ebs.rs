@@ -101,7 +101,10 @@ fn prepare(cx: &Context) -> Result<Prepared, CliError> {
 }
 
 /// The services of the kind, or that one.
-fn services(written: &Written, only: Option<&ServiceName>) -> Result<Vec<(ServiceName, Ebs)>, CliError> {
+pub(super) fn services(
+    written: &Written,
+    only: Option<&ServiceName>,
+) -> Result<Vec<(ServiceName, Ebs)>, CliError> {
     let all = written.config.services.iter();
     let wanted = all.filter(|(name, s)| s.kind == EbsConfig::KIND && only.is_none_or(|only| only == *name));
     let mut found = Vec::new();
@@ -136,7 +139,11 @@ fn one(written: &Written, only: Option<&ServiceName>) -> Result<(ServiceName, Eb
 }
 
 /// The circumstances of a call of the adapter that is no backup. The folder goes with it.
-fn operation(cx: &Context, service: &ServiceName, store_id: &str) -> Result<(OpContext, TempDir), CliError> {
+pub(super) fn operation(
+    cx: &Context,
+    service: &ServiceName,
+    store_id: &str,
+) -> Result<(OpContext, TempDir), CliError> {
     let spool =
         tempfile::tempdir().map_err(|e| CliError::failed("cannot make a temporary folder").because(&e))?;
     let now = cx.clock.now();

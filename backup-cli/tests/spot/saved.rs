@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use super::super::ebs::Ec2;
 use super::super::s3::{KEYS, Storage, burn, host};
 use super::*;
 
@@ -155,4 +156,37 @@ fn what_was_acknowledged_before_the_notice_comes_back_from_the_cloud() {
     let branches = git::git(&remote, &["for-each-ref", "--format=%(refname:short)", "refs/heads/spot"]);
     assert_eq!(git::git(&remote, &["show", &format!("{}:main.rs", branches.trim())]), "unfinished\n");
     drop(redis);
+}
+
+/// Volumes are snapshot at once, and again with what was saved meanwhile; what would be deleted with the instance is told before.
+#[test]
+#[ignore = "live: moto in a container"]
+fn volumes_are_snapshot_at_once_and_again_with_the_backups() {
+    let ec2 = Ec2::start("spot");
+    let mapping = "{'DeviceName': '/dev/sdf', 'Ebs': {'DeleteOnTermination': True}}";
+    let instance = &ec2.instance;
+    ec2.python(&format!(
+        "ec2.modify_instance_attribute(InstanceId='{instance}', BlockDeviceMappings=[{mapping}])"
+    ));
+    let (world, server) = (World::new(), Server::start());
+    ec2.configure(&world);
+    let config = world.read("backup.toml");
+    let spot = format!("[spot]\npoll = '100ms'\nmetadata = '{}'\n", server.url);
+    world.write("backup.toml", &format!("{config}{spot}"));
+    world.ok(&["init"]);
+    let mut watch = world.command(&["spot", "watch", "--once", "--json"]);
+    let watch = watch.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    until("a look", || server.asked("GET /latest/meta-data/spot/instance-action 404") > 0);
+    server.says(|s| s.notice = Some(NOTICE.to_owned()));
+    let ran = end(watch);
+    assert_eq!(ran.code, 0, "{ran:#?}");
+    assert!(ran.err.contains("/dev/sdf") && ran.err.contains("DeleteOnTermination"), "{ran:#?}");
+    for name in ["snapshots", "snapshots-again"] {
+        assert_eq!(step(&ran, name)["outcome"], "ok", "{ran:#?}");
+    }
+    assert_eq!(ec2.snapshots(), 4, "two volumes, twice");
+    let reasons = ec2.python(
+        "print({t['Value'] for s in ec2.describe_snapshots(OwnerIds=['self'])['Snapshots'] for t in s.get('Tags', []) if t['Key'] == 'Reason'})",
+    );
+    assert_eq!(reasons, "{'spot-warning'}");
 }

@@ -12,6 +12,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::Spot;
+use crate::commands::ebs;
 use crate::context::{Context, Done};
 use crate::error::CliError;
 use crate::format;
@@ -23,6 +24,9 @@ const LEAST: Duration = Duration::from_secs(20);
 
 /// How long after its announced end a host must still be there to count as one that stayed.
 const STAYED: TimeDelta = TimeDelta::minutes(5);
+
+/// How long EC2 is asked at the start: the watch does not wait for it.
+const ASKING: Duration = Duration::from_secs(10);
 
 /// How often it is told again that nobody could tell us of a notice.
 const REMIND: Duration = Duration::from_secs(600);
@@ -55,6 +59,7 @@ impl Args {
             .map_err(|e| CliError::usage("[spot] cannot be watched").because(&e))?;
         let stop = cx.interrupt.graceful();
         warn_of_what_would_be_lost(cx, spot);
+        warn_of_volumes(cx, spot).await;
         cx.ui.note(&format!("watching for a notice, every {}", format::duration(spot.config.poll)));
         let mut seen = Seen::default();
         let mut tick = tokio::time::interval(spot.config.poll);
@@ -214,6 +219,24 @@ fn warn_of_what_would_be_lost(cx: &Context, spot: &Spot) {
     if plan.store.local_path().is_some() && !plan.has_copies() {
         cx.ui
             .warn("backups stay on this host only: `copies` in the configuration would bring them elsewhere");
+    }
+}
+
+/// Volumes that end with the instance, as far as there is a service that may ask EC2.
+async fn warn_of_volumes(cx: &Context, spot: &Spot) {
+    // Without one, nothing is known of volumes.
+    let Ok(services) = ebs::services(&spot.session.written, None) else { return };
+    for (name, volumes) in services {
+        let Ok((operation, _spool)) = ebs::operation(cx, &name, "") else { continue };
+        match tokio::time::timeout(ASKING, volumes.ending_with_the_instance(&operation)).await {
+            Ok(Ok(ending)) => ending.iter().for_each(|volume| {
+                cx.ui.warn(&format!(
+                    "{volume} is deleted when this instance ends (DeleteOnTermination): `aws ec2 modify-instance-attribute` changes that"
+                ));
+            }),
+            Ok(Err(e)) => cx.ui.warn(&format!("{name}: {}", chain(&e))),
+            Err(_) => cx.ui.warn(&format!("{name}: EC2 does not answer")),
+        }
     }
 }
 
