@@ -9,6 +9,7 @@ use backup_core::{ConfigError, Secret, SecretRef, SecretResolver};
 const README: &str = include_str!("../../README.md");
 const ARCHITECTURE: &str = include_str!("../../ARCHITECTURE.md");
 const TRAPS: &str = include_str!("../../docs/traps.md");
+const SPOT: &str = include_str!("../../docs/spot.md");
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
@@ -62,7 +63,10 @@ fn every_test_that_is_named_exists() {
     for text in [README, TRAPS] {
         assert!(in_backticks(text).filter(|word| word.contains(".rs::")).count() > 20);
     }
-    let named = in_backticks(README).chain(in_backticks(TRAPS)).filter_map(|word| word.split_once(".rs::"));
+    let named = in_backticks(README)
+        .chain(in_backticks(TRAPS))
+        .chain(in_backticks(SPOT))
+        .filter_map(|word| word.split_once(".rs::"));
     for (file, test) in named {
         let path = root().join(format!("{file}.rs"));
         let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
