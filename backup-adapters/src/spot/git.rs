@@ -186,7 +186,10 @@ impl Repository {
         let copy = Index(self.git_dir.join(format!("backup-spot-{}-{}", cx.at, std::process::id())));
         let original = self.git_dir.join("index");
         if original.exists() {
-            let argv = ["cp", "--", &original.to_string_lossy(), &copy.0.to_string_lossy()];
+            // With its time: what is not older than its index, git compares by content.
+            // <https://git-scm.com/docs/racy-git>
+            let argv =
+                ["cp", "--preserve=timestamps", "--", &original.to_string_lossy(), &copy.0.to_string_lossy()];
             self.run(argv.map(str::to_owned).to_vec(), None, &[0]).await?;
         }
         Ok(copy)

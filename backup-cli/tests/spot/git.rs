@@ -95,6 +95,26 @@ fn the_state_of_a_work_tree_is_pushed_and_nothing_of_it_is_touched() {
     assert!(everything.contains("old-secret") && !everything.contains("canary"), "what was public stays so");
 }
 
+/// A file that was written in the moment of the index, as long as before: only its content tells.
+#[test]
+fn a_change_in_the_very_moment_of_the_index_is_saved() {
+    let host = host();
+    let app = host.world.path("app");
+    git(&app, &["config", "core.trustctime", "false"]);
+    let (file, index) = (app.join("changed"), app.join(".git/index"));
+    let moment = std::time::SystemTime::now() - Duration::from_secs(3600);
+    let date =
+        |path: &Path| std::fs::File::options().write(true).open(path).unwrap().set_modified(moment).unwrap();
+    date(&file);
+    git(&app, &["update-index", "--refresh"]);
+    std::fs::write(&file, "new\n").unwrap();
+    date(&file);
+    date(&index);
+    let ran = flush(&host);
+    assert_eq!(ran.code, 0, "{ran:#?}");
+    assert_eq!(git(&host.world.path("remote.git"), &["show", &format!("{BRANCH}:changed")]), "new\n");
+}
+
 #[test]
 fn backups_and_state_inside_a_work_tree_are_never_part_of_it() {
     let host = Host::new("repositories = ['.']\n");
