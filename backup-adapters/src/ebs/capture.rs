@@ -153,7 +153,12 @@ pub(super) async fn open(ebs: &Ebs, cx: &OpContext) -> Result<BackupSource, Adap
     });
     Ok(source.on_settle(move |settlement| async move {
         // A backup that is committed refers to them, and one that may be may: `reclaim_external` will be told.
-        if settlement == Settlement::Abandoned { settled.remove().await } else { Ok(()) }
+        match settlement {
+            // When the host goes away with its store, they are what is left: tags alone are enough to restore by.
+            Settlement::Abandoned if settled.cx.last_chance => Ok(()),
+            Settlement::Abandoned => settled.remove().await,
+            _ => Ok(()),
+        }
     }))
 }
 

@@ -93,8 +93,9 @@ async fn a_lost_answer_makes_no_second_set() {
 async fn what_no_backup_refers_to_is_removed_and_what_one_may_refer_to_is_not() {
     let account = Account::new().await;
     let adapter = account.adapter(moto().address, "");
-    let run = async |settlement: Option<Settlement>| {
-        let cx = context("daily");
+    let run = async |settlement: Option<Settlement>, last_chance: bool| {
+        let mut cx = context("daily");
+        cx.last_chance = last_chance;
         let mut parts = adapter.open(&cx).await.unwrap().into_parts();
         while let Some(artifact) = parts.artifacts.next().await {
             artifact.unwrap();
@@ -106,11 +107,11 @@ async fn what_no_backup_refers_to_is_removed_and_what_one_may_refer_to_is_not() 
         }
         cx
     };
-    run(Some(Settlement::Abandoned)).await;
+    run(Some(Settlement::Abandoned), false).await;
     assert_eq!(account.snapshots().await.len(), 0);
     let id: backup_core::BackupId = "ebs/daily/20260309_043820".parse().unwrap();
-    run(Some(Settlement::Unknown(id))).await;
-    let killed = run(None).await;
+    run(Some(Settlement::Unknown(id)), false).await;
+    let killed = run(None, false).await;
     assert_eq!(account.snapshots().await.len(), 4, "somebody has to look first");
     let dead = std::slice::from_ref(&killed.run_id);
     assert_eq!(adapter.reclaim(&context("daily"), dead).await.unwrap(), Vec::<String>::new());
@@ -120,6 +121,9 @@ async fn what_no_backup_refers_to_is_removed_and_what_one_may_refer_to_is_not() 
     assert_eq!(adapter.reclaim_external(&context("daily"), dead).await.unwrap().len(), 2);
     assert_eq!(adapter.reclaim_external(&context("daily"), dead).await.unwrap().len(), 0);
     assert_eq!(account.snapshots().await.len(), 2);
+    // The host goes away, and its store with it.
+    run(Some(Settlement::Abandoned), true).await;
+    assert_eq!(account.snapshots().await.len(), 4);
 }
 
 #[tokio::test]
