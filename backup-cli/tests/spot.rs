@@ -201,6 +201,21 @@ fn what_is_at_work_ends_within_five_seconds_and_nothing_new_begins() {
 }
 
 #[test]
+fn a_host_that_stayed_does_its_work_again() {
+    let host = Host::new("");
+    let mut watch = host.watch(&[]);
+    // It was to be gone eight minutes ago.
+    let over = r#"{"action": "stop", "time": "2026-03-09T04:30:00Z"}"#;
+    host.server.says(|s| s.notice = Some(over.to_owned()));
+    until("the notice to people", || host.titles().len() == 2);
+    host.server.says(|s| s.notice = None);
+    until("a run", || host.run(&["run", "hourly"]).code == 0);
+    assert!(watch.try_wait().unwrap().is_none(), "and the watch goes on");
+    watch.kill().unwrap();
+    watch.wait().unwrap();
+}
+
+#[test]
 fn a_signal_does_not_cut_the_answer_short() {
     let mute = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = mute.local_addr().unwrap().port();

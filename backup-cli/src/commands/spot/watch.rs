@@ -85,9 +85,12 @@ impl Args {
                     continue;
                 }
             };
+            // A host that was to stop, or whose notice was withdrawn, may still be there: it does its work again.
+            if seen.notice.is_some_and(|end| cx.clock.now() > end + STAYED) {
+                spot.session.engine.end_emergency();
+            }
             if let Some(notice) = signals.notice {
                 if seen.notice == Some(notice.time) {
-                    self.after(cx, spot, notice.time);
                     continue;
                 }
                 seen.notice = Some(notice.time);
@@ -110,13 +113,6 @@ impl Args {
             copying.join_all().await;
         }
         Ok(Done::ok())
-    }
-
-    /// A host that was to stop, or whose notice was withdrawn, may still be there: it does its work again.
-    fn after(&self, cx: &Context, spot: &Spot, end: DateTime<Utc>) {
-        if cx.clock.now() > end + STAYED {
-            spot.session.engine.end_emergency();
-        }
     }
 }
 
