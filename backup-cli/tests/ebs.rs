@@ -129,6 +129,8 @@ impl Drop for Ec2 {
 
 /// moto dates snapshots by the real clock: an hour of the far future is later than all of them.
 const NOW: &str = "2026-03-09T04:38:20Z";
+/// And it dates them by the second: of two of the same second the younger backup is the newer set.
+const SOON: &str = "2026-03-09T04:39:20Z";
 const LATER: &str = "2099-01-01T00:00:00Z";
 
 #[test]
@@ -139,44 +141,44 @@ fn snapshots_are_made_listed_pruned_and_restored() {
     ec2.configure(&world);
     ec2.ok(&world, NOW, &["init"]);
     ec2.ok(&world, NOW, &["ebs", "snapshot", "spot-warning"]);
-    ec2.ok(&world, NOW, &["ebs", "snapshot"]);
+    ec2.ok(&world, SOON, &["ebs", "snapshot"]);
     assert_eq!(ec2.snapshots(), 4);
-    let listed = ec2.ok(&world, NOW, &["ebs", "list"]);
+    let listed = ec2.ok(&world, SOON, &["ebs", "list"]);
     for says in ["snap-", "vol-", "/dev/sdf", "9 GiB", "completed", "spot-warning", "manual", "ebs/spot/"] {
         assert!(listed.out.contains(says), "{says}: {listed:#?}");
     }
-    let lines = ec2.ok(&world, NOW, &["ebs", "list", "--json"]).lines();
+    let lines = ec2.ok(&world, SOON, &["ebs", "list", "--json"]).lines();
     let found: Vec<_> = lines.iter().filter(|l| l["event"] == "snapshot").collect();
     assert!(found.len() == 4 && found.iter().all(|l| l["state"] == "completed"), "{lines:#?}");
-    let good = ec2.ok(&world, NOW, &["list", "--json"]).lines();
+    let good = ec2.ok(&world, SOON, &["list", "--json"]).lines();
     assert_eq!(good.iter().filter(|l| l["event"] == "backup" && l["state"] == "good").count(), 2);
-    ec2.ok(&world, NOW, &["verify", "ebs", "--all"]);
-    let status = ec2.run(&world, NOW, &["status", "ebs"]);
+    ec2.ok(&world, SOON, &["verify", "ebs", "--all"]);
+    let status = ec2.run(&world, SOON, &["status", "ebs"]);
     assert_eq!(status.code, 0, "{status:#?}");
 
     // The plan and the restore, by tags alone: the store is not there.
     std::fs::rename(world.path("store"), world.path("gone")).unwrap();
     let onto = ["ebs", "restore", "--instance", &ec2.instance];
-    let plan = ec2.ok(&world, NOW, &[&onto[..], &["--dry-run"]].concat());
+    let plan = ec2.ok(&world, SOON, &[&onto[..], &["--dry-run"]].concat());
     for says in ["makes a volume in eu-west-1", "gp3", "as /dev/sdg", "first read"] {
         assert!(plan.out.contains(says), "{says}: {plan:#?}");
     }
     let volumes = "print(len(ec2.describe_volumes()['Volumes']))";
     assert_eq!(ec2.python(volumes), "2");
-    ec2.ok(&world, NOW, &[&onto[..], &["--yes"]].concat());
+    ec2.ok(&world, SOON, &[&onto[..], &["--yes"]].concat());
     assert_eq!(ec2.python(volumes), "3");
-    ec2.ok(&world, NOW, &["ebs", "list"]);
+    ec2.ok(&world, SOON, &["ebs", "list"]);
     std::fs::rename(world.path("gone"), world.path("store")).unwrap();
 
     // What is old goes with its entry; the newest stays however old it is.
-    let none = ec2.ok(&world, NOW, &["ebs", "prune", "--yes"]);
+    let none = ec2.ok(&world, SOON, &["ebs", "prune", "--yes"]);
     assert!(none.err.contains("nothing to delete"), "{none:#?}");
     let dry = ec2.ok(&world, LATER, &["ebs", "prune", "--dry-run"]);
     assert!(dry.out.contains("delete") && dry.out.contains("the newest completed one"), "{dry:#?}");
     assert_eq!(ec2.snapshots(), 4);
     ec2.ok(&world, LATER, &["ebs", "prune", "--yes"]);
     assert_eq!(ec2.snapshots(), 2);
-    let left = ec2.ok(&world, NOW, &["list", "--all", "--json"]).lines();
+    let left = ec2.ok(&world, SOON, &["list", "--all", "--json"]).lines();
     let left: Vec<_> = left.iter().filter(|l| l["event"] == "backup").collect();
     assert!(left.len() == 1 && left[0]["state"] == "good", "no entry is left behind: {left:#?}");
 
