@@ -36,6 +36,7 @@ mod lease;
 mod legacy;
 mod links;
 mod listing;
+mod locks;
 mod probe;
 
 pub(crate) use copies::Adopted;

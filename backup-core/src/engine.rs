@@ -41,6 +41,7 @@ mod guard;
 mod hand;
 mod keys;
 mod legacy;
+mod lock;
 mod marks;
 mod order;
 mod pending;

@@ -100,6 +100,25 @@ pub trait Store: fmt::Debug + fmt::Display + Send + Sync + 'static {
 
     /// Free and total bytes of the medium; `None` where that has no meaning.
     async fn space(&self) -> Result<Option<Space>, StoreError>;
+
+    /// Whether what is committed here is to be locked against deletion for a while, by anybody, and how; `None`: it is not.
+    fn object_lock(&self) -> Option<ObjectLock> {
+        None
+    }
+
+    /// Locks an object against deletion until `until`, or leaves a lock that lasts longer; with `None` changes nothing.
+    /// Returns until when the object is locked now.
+    ///
+    /// # Errors
+    /// `NotFound`; `Other` where the medium has no locks, `PermissionDenied`.
+    async fn lock(
+        &self,
+        key: &StoreKey,
+        until: Option<DateTime<Utc>>,
+    ) -> Result<Option<DateTime<Utc>>, StoreError> {
+        let _needs_none = until;
+        Err(StoreError::other("lock", key, "this store cannot lock what it holds"))
+    }
 }
 
 /// A write in progress: invisible until [`finish`](Self::finish).
@@ -149,6 +168,16 @@ impl StoreCapabilities {
         self.exclusive_create = exclusive;
         self
     }
+}
+
+/// How what is committed to a store becomes locked against deletion.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ObjectLock {
+    /// By the store itself, which knows for how long.
+    OfTheStore,
+    /// By [`Store::lock`], for so long after the commit.
+    For(Duration),
 }
 
 /// What an object is for; decides its storage class.

@@ -34,6 +34,8 @@ mod faults;
 mod interruptions;
 #[path = "engine/legacy.rs"]
 mod legacy;
+#[path = "engine/locks.rs"]
+mod locks;
 #[path = "engine/pending.rs"]
 mod pending;
 #[path = "engine/recovery.rs"]
@@ -109,6 +111,10 @@ impl World {
     }
 
     async fn with_config(config: &str, adapters: &[(&str, FakeAdapter)]) -> Self {
+        Self::with_store(config, adapters, MemoryStore::new()).await
+    }
+
+    async fn with_store(config: &str, adapters: &[(&str, FakeAdapter)], store: MemoryStore) -> Self {
         let adapters = adapters.iter().map(|(n, a)| ((*n).to_owned(), a.clone())).collect();
         let registry = AdapterRegistry::new().with::<Shared>();
         let plan = ADAPTERS
@@ -118,7 +124,7 @@ impl World {
             .unwrap();
         let dir = tempfile::tempdir().unwrap();
         let state = StateDir::open(dir.path().join("state")).unwrap();
-        let store = FaultyStore::new(MemoryStore::new());
+        let store = FaultyStore::new(store);
         let clock = ManualClock::at("20260309_043820");
         let (catalog, _) = Catalog::init(Arc::new(store.clone()), Arc::new(clock.clone())).await.unwrap();
         let events = Kept::default();

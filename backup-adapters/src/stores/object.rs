@@ -8,23 +8,26 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use backup_core::{
-    ByteStream, ObjectInfo, Role, Space, Store, StoreCapabilities, StoreError, StoreKey, StoreWriter,
-    WriteOptions,
+    ByteStream, ObjectInfo, ObjectLock, Role, Space, Store, StoreCapabilities, StoreError, StoreKey,
+    StoreWriter, WriteOptions,
 };
 use bytes::Bytes;
-use chrono::SubsecRound as _;
+use chrono::{DateTime, SubsecRound as _, Utc};
 use futures::stream::BoxStream;
 use futures::{StreamExt as _, TryStreamExt as _};
 use object_store::path::Path;
 use object_store::{Attribute, Attributes, ObjectMeta, ObjectStoreExt as _};
 
+mod api;
 mod chain;
 mod cloud;
 mod create;
 mod fault;
 mod list;
+mod lock;
 mod open;
 mod read;
+mod uploads;
 mod write;
 
 pub(crate) use chain::{complete, complete_azure, complete_google};
@@ -45,8 +48,8 @@ const SMALL_BYTES: u64 = 16 << 20;
 /// * **What may pass is tried again**, with growing pauses, for as long as the option `retry_for` says: answers of 5xx and
 ///   429, connections that end early. An upload or download that is cut goes on with the part that it was in.
 /// * **Abandoned uploads** are aborted when a writer is dropped, as far as the process lives. What a killed process
-///   leaves is invisible but costs money: set a lifecycle rule (`AbortIncompleteMultipartUpload`) on the bucket. Azure
-///   removes it by itself after a week.
+///   leaves is invisible but costs money: `delete_abandoned` finds and aborts it on S3, if the key may list uploads. A
+///   lifecycle rule (`AbortIncompleteMultipartUpload`) of the bucket does so, too. Azure removes it by itself after a week.
 /// * `rename` reads, creates and deletes; it is meant for small objects.
 #[derive(Clone)]
 pub struct ObjectStore {
@@ -62,6 +65,10 @@ pub struct ObjectStore {
     retry_for: Duration,
     /// The class of artifacts; everything else stays in the usual one.
     storage_class: Option<String>,
+    /// How what is committed becomes locked.
+    lock: Option<lock::Lock>,
+    /// What the client cannot do by itself; only S3's.
+    api: Option<Arc<api::Api>>,
 }
 
 impl ObjectStore {
@@ -235,10 +242,13 @@ impl Store for ObjectStore {
         }
     }
 
-    /// Does nothing: parts of an unfinished upload are invisible to every call of the protocol that `object_store` offers.
-    /// A lifecycle rule of the bucket (`AbortIncompleteMultipartUpload`) removes them.
-    async fn delete_abandoned(&self, _: &StoreKey, _: Duration) -> Result<(), StoreError> {
-        Ok(())
+    /// Aborts uploads of S3 that nobody finished, as far as the key may list them and the server does. Azure removes its own
+    /// after a week; Google needs a lifecycle rule of the bucket (`AbortIncompleteMultipartUpload`).
+    async fn delete_abandoned(&self, prefix: &StoreKey, untouched: Duration) -> Result<(), StoreError> {
+        match &self.api {
+            Some(api) => self.abort_abandoned(api, prefix, untouched).await,
+            None => Ok(()),
+        }
     }
 
     async fn delete_prefix(&self, prefix: &StoreKey) -> Result<(), StoreError> {
@@ -264,5 +274,17 @@ impl Store for ObjectStore {
 
     async fn space(&self) -> Result<Option<Space>, StoreError> {
         Ok(None)
+    }
+
+    fn object_lock(&self) -> Option<ObjectLock> {
+        self.lock.map(lock::Lock::told)
+    }
+
+    async fn lock(
+        &self,
+        key: &StoreKey,
+        until: Option<DateTime<Utc>>,
+    ) -> Result<Option<DateTime<Utc>>, StoreError> {
+        self.lock_object(key, until).await
     }
 }

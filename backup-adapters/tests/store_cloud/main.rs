@@ -6,6 +6,7 @@
 mod azure;
 mod faults;
 mod google;
+mod locks;
 mod promises;
 mod proxy;
 mod rights;

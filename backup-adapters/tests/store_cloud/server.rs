@@ -89,10 +89,15 @@ impl Server {
         }
     }
 
-    pub(crate) async fn bucket(&self) -> Bucket {
+    /// The name of a bucket that is not there yet.
+    pub(crate) fn unmade(&self) -> Bucket {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let n = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let bucket = Bucket { name: format!("test-{}-{n}", std::process::id()), address: self.address };
+        Bucket { name: format!("test-{}-{n}", std::process::id()), address: self.address }
+    }
+
+    pub(crate) async fn bucket(&self) -> Bucket {
+        let bucket = self.unmade();
         let client = bucket.client();
         let until = Instant::now() + Duration::from_secs(60);
         // A put to the bucket itself creates it. The answer lacks what that of an object has, and a server that has

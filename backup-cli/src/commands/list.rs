@@ -101,6 +101,7 @@ pub(crate) fn line(entry: &Entry, now: DateTime<Utc>) -> serde_json::Value {
         "age_s": format::since(entry.id.timestamp.time(), now).as_secs(),
         "size_bytes": entry.size_bytes(),
         "held": entry.held(),
+        "retain_until": entry.retain_until(),
     });
     if let (Some(line), Ok(serde_json::Value::Object(fields))) =
         (value.as_object_mut(), serde_json::to_value(entry))
@@ -160,6 +161,9 @@ fn note(entry: &Entry, now: DateTime<Utc>) -> String {
     let mut notes = Vec::new();
     if entry.held() {
         notes.push("held".to_owned());
+    }
+    if let Some(until) = entry.retain_until().filter(|until| *until > now) {
+        notes.push(format!("locked for {}", format::age(format::since(now, until))));
     }
     if entry.fresh_at() > entry.id.timestamp {
         notes.push(format!("unchanged {} ago", format::age(format::since(entry.fresh_at().time(), now))));

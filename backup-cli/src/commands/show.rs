@@ -218,6 +218,7 @@ fn event(kind: FactKind) -> String {
         FactKind::Accept => "accepted".to_owned(),
         FactKind::Hold => "held".to_owned(),
         FactKind::Unhold => "no longer held".to_owned(),
+        FactKind::Retain { until } => format!("locked by the store until {}", format::time(until.time())),
     }
 }
 

@@ -75,6 +75,11 @@ pub enum FactKind {
     Hold,
     /// A person no longer wants it kept.
     Unhold,
+    /// The store refuses to delete it before then: all of its files are locked.
+    Retain {
+        /// Until when.
+        until: Timestamp,
+    },
 }
 
 /// A fact as its file name tells it.
@@ -100,6 +105,7 @@ impl Fact {
             FactKind::Accept => format!("accept-{at}.json"),
             FactKind::Hold => format!("hold-{at}.json"),
             FactKind::Unhold => format!("unhold-{at}.json"),
+            FactKind::Retain { until } => format!("retain-{at}-{until}.json"),
         }
     }
 
@@ -124,6 +130,7 @@ impl Fact {
             "accept" => FactKind::Accept,
             "hold" => FactKind::Hold,
             "unhold" => FactKind::Unhold,
+            "retain" => FactKind::Retain { until: parts.next()?.parse().ok()? },
             _ => return None,
         };
         parts.next().is_none().then_some(Self { kind, at })
@@ -199,6 +206,7 @@ mod tests {
             FactKind::Accept,
             FactKind::Hold,
             FactKind::Unhold,
+            FactKind::Retain { until: "20270309_043820".parse().unwrap() },
             verify(VerifyLevel::Content, true),
             verify(VerifyLevel::Restore, false),
         ] {
@@ -210,6 +218,7 @@ mod tests {
             "seen-x.json",
             "verify-20260309_043820-deep-ok.json",
             "hold-20260309_043820-x.json",
+            "retain-20260309_043820.json",
         ] {
             assert_eq!(Fact::parse(other), None, "{other}");
         }

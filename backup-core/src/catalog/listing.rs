@@ -141,6 +141,16 @@ impl Entry {
         held(&self.facts)
     }
 
+    /// Until when the store refuses to delete it, as far as it was noted.
+    #[must_use]
+    pub fn retain_until(&self) -> Option<DateTime<Utc>> {
+        let until = self.facts.iter().filter_map(|f| match f.kind {
+            FactKind::Retain { until } => Some(until.time()),
+            _ => None,
+        });
+        until.max()
+    }
+
     /// The newest verification, and whether it went well.
     #[must_use]
     pub fn last_verification(&self) -> Option<(VerifyLevel, bool, Timestamp)> {

@@ -110,6 +110,11 @@ impl Inner {
             step.fail(&error);
         }
         if step.is_ok() && step.outcome != Outcome::Skipped && run.until.is_none() {
+            if let Err(error) = self.lock_backups(run, name).await {
+                let note = format!("not locked in the store: {}", chain(&error));
+                self.warn(Some(name), note.clone());
+                step.notes.push(note);
+            }
             // The backup is safe: what retention meets is a note, not a failure of the backup.
             if let Err(error) = self.retain(run, name, interval, &mut step).await {
                 let note = format!("retention: {}", chain(&error));

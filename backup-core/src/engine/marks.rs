@@ -27,7 +27,7 @@ impl Engine {
                     state.word()
                 )));
             }
-            (FactKind::Verify { .. } | FactKind::Seen | FactKind::Complete, _) => {
+            (FactKind::Verify { .. } | FactKind::Seen | FactKind::Complete | FactKind::Retain { .. }, _) => {
                 return Err(BackupError::Refused("only the engine notes that".into()));
             }
             (_, BackupState::Incomplete | BackupState::Aborted | BackupState::Deleting) => {

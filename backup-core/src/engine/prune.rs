@@ -141,6 +141,9 @@ impl Inner {
                 e if newest.as_ref() == Some(&e.id) => "the newest good backup stays",
                 e if e.held() => "it is held",
                 e if in_use.contains(&e.id) => "it is in use",
+                e if e.retain_until().is_some_and(|until| until > self.clock.now()) => {
+                    "the store has locked it (`backup show` tells until when)"
+                }
                 _ => {
                     let (id, bytes, reason) = (entry.id.clone(), entry.size_bytes(), reason.to_owned());
                     items.push(Going { id, bytes, reason });
@@ -177,6 +180,7 @@ impl Inner {
             item.held = entry.held();
             item.in_use = in_use.contains(&entry.id) || being_read.contains(&entry.id);
             item.verified_by_restore = entry.verified_by_restore();
+            item.retain_until = entry.retain_until();
             series.entry(entry.id.interval.clone()).or_default().push(item);
         }
         let options = if listing.errors.is_empty() {

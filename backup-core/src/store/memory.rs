@@ -9,10 +9,11 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use chrono::{DateTime, Utc};
 use futures::StreamExt as _;
 use futures::stream::{self, BoxStream};
 
-use super::{ObjectInfo, Space, Store, StoreCapabilities, StoreWriter, WriteOptions};
+use super::{ObjectInfo, ObjectLock, Space, Store, StoreCapabilities, StoreWriter, WriteOptions};
 use crate::error::StoreError;
 use crate::id::StoreKey;
 use crate::source::{ByteStream, CHUNK_BYTES};
@@ -27,6 +28,7 @@ const SMALL_BYTES: usize = 1 << 20;
 #[derive(Clone, Default)]
 pub struct MemoryStore {
     content: Arc<Mutex<Content>>,
+    object_lock: Option<ObjectLock>,
 }
 
 #[derive(Default)]
@@ -39,6 +41,7 @@ struct Object {
     chunks: Vec<Bytes>,
     bytes: u64,
     version: u64,
+    locked: Option<DateTime<Utc>>,
 }
 
 impl Content {
@@ -64,7 +67,7 @@ impl Content {
         }
         self.version += 1;
         let bytes = chunks.iter().map(|c| c.len() as u64).sum();
-        let object = Object { chunks, bytes, version: self.version };
+        let object = Object { chunks, bytes, version: self.version, locked: None };
         let info = object.info(key);
         self.objects.insert(key.clone(), object);
         Ok(info)
@@ -107,6 +110,13 @@ impl MemoryStore {
     #[must_use]
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Notes locks on what is committed here. Having no clock, it deletes what is locked all the same.
+    #[must_use]
+    pub fn with_object_lock(mut self, lock: ObjectLock) -> Self {
+        self.object_lock = Some(lock);
+        self
     }
 
     fn content(&self) -> MutexGuard<'_, Content> {
@@ -254,6 +264,21 @@ impl Store for MemoryStore {
 
     async fn space(&self) -> Result<Option<Space>, StoreError> {
         Ok(None)
+    }
+
+    fn object_lock(&self) -> Option<ObjectLock> {
+        self.object_lock
+    }
+
+    async fn lock(
+        &self,
+        key: &StoreKey,
+        until: Option<DateTime<Utc>>,
+    ) -> Result<Option<DateTime<Utc>>, StoreError> {
+        let mut content = self.content();
+        let object = content.objects.get_mut(key).ok_or_else(|| StoreError::NotFound { key: key.clone() })?;
+        object.locked = object.locked.max(until);
+        Ok(object.locked)
     }
 }
 

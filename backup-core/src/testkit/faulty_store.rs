@@ -10,13 +10,14 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use chrono::{DateTime, Utc};
 use futures::StreamExt as _;
 use futures::stream::{self, BoxStream};
 
 use crate::error::StoreError;
 use crate::id::StoreKey;
 use crate::source::ByteStream;
-use crate::store::{ObjectInfo, Space, Store, StoreCapabilities, StoreWriter, WriteOptions};
+use crate::store::{ObjectInfo, ObjectLock, Space, Store, StoreCapabilities, StoreWriter, WriteOptions};
 
 /// The calls that can fail: those of [`Store`] and of [`StoreWriter`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -38,6 +39,7 @@ pub enum Call {
     Delete,
     DeletePrefix,
     Space,
+    Lock,
 }
 
 /// When and how a [`FaultyStore`] fails. Calls are counted from 1.
@@ -156,7 +158,7 @@ impl Verdict {
 
 /// Wraps a store and fails chosen calls. Clones share the counters and the fault.
 ///
-/// Every call of [`Store`] but `capabilities` and `local_path`, and every call of its writers, counts as one. Listings
+/// Every call of [`Store`] but `capabilities`, `object_lock` and `local_path`, and every call of its writers, counts as one. Listings
 /// fail as a stream of one error.
 #[derive(Debug, Clone)]
 pub struct FaultyStore<S> {
@@ -301,6 +303,18 @@ impl<S: Store> Store for FaultyStore<S> {
 
     async fn space(&self) -> Result<Option<Space>, StoreError> {
         self.prefix_verdict(Call::Space, "measure", None).apply(self.inner.space()).await
+    }
+
+    fn object_lock(&self) -> Option<ObjectLock> {
+        self.inner.object_lock()
+    }
+
+    async fn lock(
+        &self,
+        key: &StoreKey,
+        until: Option<DateTime<Utc>>,
+    ) -> Result<Option<DateTime<Utc>>, StoreError> {
+        self.verdict(Call::Lock, "lock", key).apply(self.inner.lock(key, until)).await
     }
 }
 

@@ -10,6 +10,8 @@ use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
 use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
 use object_store::{ClientConfigKey, ObjectStore as Backend, RetryConfig};
 
+use super::api::Api;
+
 /// How long one request may take: a part of 16 MiB, of which four are on their way, over a line of 3 Mbit/s. That of the
 /// client is 30 s, in which a slow line does not take a part.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(180);
@@ -37,25 +39,28 @@ impl Cloud {
         if self == Self::Azure { "container" } else { "bucket" }
     }
 
-    /// The client for `place`, with the options of the store.
+    /// The client for `place`, with the options of the store, and what it cannot do by itself.
     pub(super) fn client(
         self,
         place: &str,
         options: &BTreeMap<String, String>,
         retry: RetryConfig,
         unusable: &dyn Fn(&str) -> ConfigError,
-    ) -> Result<Arc<dyn Backend>, ConfigError> {
+    ) -> Result<(Arc<dyn Backend>, Option<Api>), ConfigError> {
         let patience = format!("{}s", REQUEST_TIMEOUT.as_secs());
         let cannot = |e: object_store::Error| unusable(&format!("cannot be used: {e}"));
         let named = options.iter().map(|(key, value)| (self.spelled(key), value));
-        Ok(match self {
+        let backend: Arc<dyn Backend> = match self {
             Self::S3 => {
                 let mut builder = AmazonS3Builder::new()
                     .with_config(AmazonS3ConfigKey::Client(ClientConfigKey::Timeout), patience);
                 for (key, value) in named {
                     builder = builder.with_config(key.parse().map_err(|_| self.unknown(&key))?, value);
                 }
-                Arc::new(builder.with_bucket_name(place).with_retry(retry).build().map_err(cannot)?)
+                let builder = builder.with_bucket_name(place).with_retry(retry);
+                let s3 = builder.clone().build().map_err(cannot)?;
+                let api = Api::new(&s3, &builder, options, REQUEST_TIMEOUT).map_err(cannot)?;
+                return Ok((Arc::new(s3), api));
             }
             Self::Azure => {
                 let mut builder = MicrosoftAzureBuilder::new()
@@ -83,7 +88,8 @@ impl Cloud {
                     )
                 })?)
             }
-        })
+        };
+        Ok((backend, None))
     }
 
     /// The client's name of an option.
@@ -151,6 +157,9 @@ impl Cloud {
             ],
         };
         match operation {
+            "lock" => "s3:PutObjectRetention",
+            "look up the lock of" => "s3:GetObjectRetention",
+            "list the uploads of" => "s3:ListBucketMultipartUploads",
             "read" | "look up" => read,
             "list" => list,
             "delete" => delete,
@@ -166,7 +175,7 @@ impl Cloud {
         match self {
             Self::S3 => {
                 let resource = match permission {
-                    "s3:ListBucket" => format!("arn:aws:s3:::{bucket}"),
+                    "s3:ListBucket" | "s3:ListBucketMultipartUploads" => format!("arn:aws:s3:::{bucket}"),
                     other if other.starts_with("s3:") => format!("arn:aws:s3:::{place}/*"),
                     // Which key it is, only the server knows.
                     _ => "*".to_owned(),

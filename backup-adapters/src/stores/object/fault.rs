@@ -7,6 +7,7 @@ use backup_core::{Advice, BoxError, StoreError, StoreKey};
 use chrono::{DateTime, NaiveDateTime};
 
 use super::ObjectStore;
+use super::api::Refusal;
 use super::cloud::Cloud;
 
 /// An answer that was no success. The client gives it as text only.
@@ -90,7 +91,7 @@ fn said(text: &str) -> String {
     text.lines().next().unwrap_or_default().trim().trim_end_matches('.').to_owned()
 }
 
-fn between<'a>(text: &'a str, begin: &str, end: &str) -> Option<&'a str> {
+pub(super) fn between<'a>(text: &'a str, begin: &str, end: &str) -> Option<&'a str> {
     let (_, rest) = text.split_once(begin)?;
     rest.split_once(end).map(|(within, _)| within)
 }
@@ -168,6 +169,69 @@ impl ObjectStore {
                 self.cloud.place()
             ),
         }
+    }
+
+    /// What a refused call of our own means, and whether another one may be answered differently.
+    pub(super) fn refusal(
+        &self,
+        operation: &'static str,
+        key: &str,
+        status: u16,
+        body: &str,
+    ) -> (Refusal, bool) {
+        let answer = Answer::parse(&format!("{status:03}: {body}"));
+        let (code, may_pass) = (answer.code.clone(), answer.may_pass());
+        let about_locks = code == "ObjectLockConfigurationNotFoundError"
+            || answer.message.to_ascii_lowercase().replace(' ', "").contains("objectlockconfiguration");
+        let other = |source: BoxError| StoreError::Other {
+            operation,
+            key: key.to_owned(),
+            retryable: may_pass,
+            source,
+        };
+        let error = match (status, code.as_str()) {
+            (404, "NoSuchKey") => match StoreKey::new(key) {
+                Ok(key) => StoreError::NotFound { key },
+                Err(e) => other(e.into()),
+            },
+            (400, _) if about_locks => other(
+                Advice::new(
+                    "the bucket has no Object Lock",
+                    "turn it on with the versions that it needs, `aws s3api put-object-lock-configuration --bucket … \
+                     --object-lock-configuration ObjectLockEnabled=Enabled`, or take `object_lock` out of the store's options",
+                )
+                .with_source(answer)
+                .into(),
+            ),
+            (404 | 405 | 501, _) => other(
+                Advice::new(
+                    "the server cannot do that",
+                    "take what asks for it, `object_lock` for example, out of the options of the store",
+                )
+                .with_source(answer)
+                .into(),
+            ),
+            _ => self.answered(operation, key, answer).unwrap_or_else(|| {
+                other(format!("the server answers {status}, {code}").into())
+            }),
+        };
+        (Refusal { code, error }, may_pass)
+    }
+
+    /// The error of a call of our own that could not even be sent.
+    pub(super) fn call_fault(
+        &self,
+        operation: &'static str,
+        key: &str,
+        e: object_store::Error,
+    ) -> StoreError {
+        if let Some(answer) = Answer::of(&e)
+            && let Some(said) = self.answered(operation, key, answer)
+        {
+            return said;
+        }
+        let retryable = may_pass(&e);
+        StoreError::Other { operation, key: key.to_owned(), retryable, source: unanswered(e.into()) }
     }
 
     /// `None` for what the client understood by itself.
@@ -273,7 +337,7 @@ impl ObjectStore {
 }
 
 /// Where nobody answered, the client's words are about its own retries: what the network said is enough.
-fn unanswered(source: BoxError) -> BoxError {
+pub(super) fn unanswered(source: BoxError) -> BoxError {
     let mut chain = vec![source.to_string()];
     let mut next = source.source();
     while let Some(e) = next {

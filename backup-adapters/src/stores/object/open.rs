@@ -13,6 +13,7 @@ use url::Url;
 use super::ObjectStore;
 use super::cloud::Cloud;
 use super::create::LONGEST_PAUSE;
+use super::lock::Lock;
 
 /// How long requests are tried again, unless the options say it.
 const RETRY_FOR: Duration = Duration::from_secs(180);
@@ -31,6 +32,8 @@ impl ObjectStore {
     ///   Then [`StoreCapabilities::exclusive_create`] is false.
     /// * `retry_for`: how long a request is tried again (3 minutes).
     /// * `storage_class`: the class of artifacts; what is read often stays in the usual one.
+    /// * `object_lock` (S3): `governance` or `compliance`, with `object_lock_for`, a time: what is committed becomes locked;
+    ///   `bucket`: the bucket's default retention does it, and for how long is looked up.
     ///
     /// Without keys the instance's role is asked (for Google first the application default credentials, which its client
     /// looks for in the home directory). Nothing else is taken from the environment, and no connection is made.
@@ -70,7 +73,7 @@ impl ObjectStore {
                 let mut options = options.clone();
                 let own = Own::take(&mut options, cloud)?;
                 let client = |max_retries| cloud.client(place, &options, own.retry(max_retries), &bad);
-                let (inner, once) = (client(usize::MAX)?, client(0)?);
+                let ((inner, api), (once, _)) = (client(usize::MAX)?, client(0)?);
                 let shown = url.trim_end_matches('/').to_owned();
                 let store = Self::from_parts(inner, Some(once), prefix.as_ref(), shown)?;
                 Ok(Self {
@@ -78,6 +81,8 @@ impl ObjectStore {
                     capabilities: StoreCapabilities::full().with_exclusive_create(!own.single_writer),
                     retry_for: own.retry_for,
                     storage_class: own.storage_class,
+                    lock: own.lock,
+                    api: api.map(Arc::new),
                     ..store
                 })
             }
@@ -110,6 +115,8 @@ impl ObjectStore {
             capabilities: StoreCapabilities::full(),
             retry_for: RETRY_FOR,
             storage_class: None,
+            lock: None,
+            api: None,
         })
     }
 
@@ -127,6 +134,7 @@ struct Own {
     single_writer: bool,
     retry_for: Duration,
     storage_class: Option<String>,
+    lock: Option<Lock>,
 }
 
 impl Own {
@@ -148,7 +156,8 @@ impl Own {
         if storage_class.as_deref().is_some_and(|class| cloud.is_offline(class)) {
             return Err(wrong("storage_class", cloud.online_classes()));
         }
-        Ok(Self { single_writer, retry_for, storage_class })
+        let lock = Lock::take(options, cloud)?;
+        Ok(Self { single_writer, retry_for, storage_class, lock })
     }
 
     fn retry(&self, max_retries: usize) -> RetryConfig {
@@ -204,6 +213,15 @@ mod tests {
             ("s3://bucket/p", options(&[("single_writer", "yes")]), "`single_writer`"),
             ("s3://bucket/p", options(&[("retry_for", "soon")]), "`retry_for`"),
             ("s3://bucket/p", options(&[("storage_class", "DEEP_ARCHIVE")]), "`storage_class`"),
+            ("s3://bucket/p", options(&[("object_lock", "yes"), ("object_lock_for", "1d")]), "`object_lock`"),
+            ("s3://bucket/p", options(&[("object_lock", "governance")]), "`object_lock`"),
+            ("s3://bucket/p", options(&[("object_lock_for", "1d")]), "`object_lock`"),
+            (
+                "s3://bucket/p",
+                options(&[("object_lock", "compliance"), ("object_lock_for", "soon")]),
+                "`object_lock_for`",
+            ),
+            ("az://c/p", options(&[("account", "a"), ("object_lock", "bucket")]), "`object_lock`"),
             ("az:///p", options(&[]), "names no container"),
             ("az://c/p", options(&[]), "account is not named"),
             ("az://c/p", options(&[("account", "a"), ("region", "x")]), "`region`"),

@@ -129,6 +129,7 @@ fn choose(
         let mut item = PlanEntry::new(entry.id.clone(), entry.size_bytes(), state);
         item.held = entry.held();
         item.verified_by_restore = entry.verified_by_restore();
+        item.retain_until = entry.retain_until();
         series.entry(&entry.id.interval).or_default().push(item);
     }
     let mut not_kept: BTreeMap<BackupId, String> = BTreeMap::new();

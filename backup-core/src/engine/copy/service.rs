@@ -74,6 +74,11 @@ impl Inner {
             step.outcome = Outcome::Unchanged;
         }
         if step.is_ok() {
+            if let Err(error) = to.inner.lock_backups(run, name).await {
+                let note = format!("not locked in `{}`: {}", to.name(), chain(&error));
+                self.warn(Some(name), note.clone());
+                step.notes.push(note);
+            }
             // The copies are safe: what retention meets is a note.
             let intervals = to.inner.plan.intervals.keys().filter(|i| to.target.wants(&self.plan, i));
             for interval in intervals {
