@@ -125,6 +125,7 @@ pub(crate) enum Verb {
     Hold(commands::marks::Hold),
     Unhold(commands::marks::Unhold),
     Accept(commands::marks::Accept),
+    Thaw(commands::thaw::Thaw),
     #[cfg(feature = "full")]
     Ebs(commands::ebs::Args),
     Keys(commands::keys::Args),

@@ -27,6 +27,7 @@ pub(crate) mod show;
 #[cfg(feature = "full")]
 pub(crate) mod spot;
 pub(crate) mod status;
+pub(crate) mod thaw;
 pub(crate) mod undo;
 pub(crate) mod verify;
 pub(crate) mod watchdog;
@@ -62,6 +63,7 @@ impl Verb {
             Self::Hold(args) => args.run(cx).await,
             Self::Unhold(args) => args.run(cx).await,
             Self::Accept(args) => args.run(cx).await,
+            Self::Thaw(args) => args.run(cx).await,
             Self::Logs(args) => args.run(cx).await,
             Self::Adapters(args) => args.run(cx),
             Self::Completions(args) => args.run(cx),

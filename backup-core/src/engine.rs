@@ -56,6 +56,7 @@ mod select;
 mod settle;
 mod smoke;
 mod status;
+mod thaw;
 mod verify;
 
 pub use back_up::BackupRequest;
@@ -75,6 +76,7 @@ pub use report::{CopyReport, PartReport, PhaseReport, RunReport, StepReport};
 pub use resume::{OpenInterruption, ResumeRequest};
 pub use select::Selector;
 pub use status::{ServiceStatus, StatusLevel};
+pub use thaw::ThawedFile;
 pub use verify::VerifyRequest;
 
 /// How long a process waits for another one's lock on a service, unless the request says otherwise.

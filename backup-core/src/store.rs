@@ -9,9 +9,10 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use futures::stream::BoxStream;
+use serde::Serialize;
 
 use crate::error::StoreError;
-use crate::id::StoreKey;
+use crate::id::{Interval, StoreKey};
 use crate::source::ByteStream;
 
 mod local;
@@ -119,6 +120,16 @@ pub trait Store: fmt::Debug + fmt::Display + Send + Sync + 'static {
         let _needs_none = until;
         Err(StoreError::other("lock", key, "this store cannot lock what it holds"))
     }
+
+    /// Whether an object can be read now. Where it lies in an archive that does not answer at once, and `ask` is given, asks
+    /// for it to be made readable.
+    ///
+    /// # Errors
+    /// `NotFound`, `PermissionDenied`.
+    async fn thaw(&self, key: &StoreKey, ask: Option<Thaw>) -> Result<Readiness, StoreError> {
+        let _not_needed = ask;
+        self.head(key).await.map(|_there| Readiness::Now)
+    }
 }
 
 /// A write in progress: invisible until [`finish`](Self::finish).
@@ -170,6 +181,39 @@ impl StoreCapabilities {
     }
 }
 
+/// How to bring back what lies in an archive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Thaw {
+    /// For how many days it is to stay readable.
+    pub days: u32,
+    /// How fast, which has its price.
+    pub speed: ThawSpeed,
+}
+
+/// How fast an archive is to answer; the words are those of S3.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum ThawSpeed {
+    /// Within minutes, where the archive can.
+    Expedited,
+    /// Within hours.
+    #[default]
+    Standard,
+    /// Within a day or two, for the least money.
+    Bulk,
+}
+
+/// Whether an object can be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Readiness {
+    /// At once.
+    Now,
+    /// It was asked for, and is on its way.
+    Underway,
+    /// It lies in an archive.
+    Archived,
+}
+
 /// How what is committed to a store becomes locked against deletion.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
@@ -191,20 +235,34 @@ pub enum Role {
 }
 
 /// How to write an object.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct WriteOptions {
     /// What it is for.
     pub role: Role,
     /// About how many bytes will come; decides part sizes. May be wrong.
     pub size_hint: Option<u64>,
+    /// The interval of the backup that it is a part of: storage classes may differ by it.
+    pub interval: Option<Interval>,
 }
 
 impl WriteOptions {
     /// Data of about `size_hint` bytes.
     #[must_use]
     pub fn data(size_hint: Option<u64>) -> Self {
-        Self { role: Role::Data, size_hint }
+        Self { role: Role::Data, size_hint, interval: None }
+    }
+
+    /// The same for what is small and read often.
+    #[must_use]
+    pub fn with_role(self, role: Role) -> Self {
+        Self { role, ..self }
+    }
+
+    /// The same for a backup of `interval`.
+    #[must_use]
+    pub fn of_interval(self, interval: &Interval) -> Self {
+        Self { interval: Some(interval.clone()), ..self }
     }
 }
 

@@ -8,15 +8,17 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use backup_core::{
-    ByteStream, ObjectInfo, ObjectLock, Role, Space, Store, StoreCapabilities, StoreError, StoreKey,
-    StoreWriter, WriteOptions,
+    ByteStream, ObjectInfo, ObjectLock, Readiness, Space, Store, StoreCapabilities, StoreError, StoreKey,
+    StoreWriter, Thaw, WriteOptions,
 };
 use bytes::Bytes;
 use chrono::{DateTime, SubsecRound as _, Utc};
 use futures::stream::BoxStream;
 use futures::{StreamExt as _, TryStreamExt as _};
 use object_store::path::Path;
-use object_store::{Attribute, Attributes, ObjectMeta, ObjectStoreExt as _};
+use object_store::{ObjectMeta, ObjectStoreExt as _};
+
+use marks::Marked;
 
 mod api;
 mod chain;
@@ -25,8 +27,10 @@ mod create;
 mod fault;
 mod list;
 mod lock;
+mod marks;
 mod open;
 mod read;
+mod thaw;
 mod uploads;
 mod write;
 
@@ -63,8 +67,8 @@ pub struct ObjectStore {
     capabilities: StoreCapabilities,
     /// How long a request is tried again.
     retry_for: Duration,
-    /// The class of artifacts; everything else stays in the usual one.
-    storage_class: Option<String>,
+    /// The class and the tags of artifacts; everything else stays in the usual class, and has none.
+    marks: marks::Marks,
     /// How what is committed becomes locked.
     lock: Option<lock::Lock>,
     /// What the client cannot do by itself; only S3's.
@@ -72,13 +76,6 @@ pub struct ObjectStore {
 }
 
 impl ObjectStore {
-    fn attributes(&self, role: Role) -> Attributes {
-        match (&self.storage_class, role) {
-            (Some(class), Role::Data) => Attributes::from_iter([(Attribute::StorageClass, class.clone())]),
-            _ => Attributes::new(),
-        }
-    }
-
     fn path(&self, verb: &'static str, key: &StoreKey) -> Result<Path, StoreError> {
         let path = if self.prefix.is_root() { key.to_string() } else { format!("{}/{key}", self.prefix) };
         // `parse`, not `from`: keys are stored as they are, never percent-encoded.
@@ -148,7 +145,7 @@ impl Store for ObjectStore {
     }
 
     async fn create(&self, key: &StoreKey, bytes: Bytes) -> Result<(), StoreError> {
-        self.put_new("create", key, &bytes.into(), Attributes::new()).await.map(drop)
+        self.put_new("create", key, &bytes.into(), Marked::default()).await.map(drop)
     }
 
     async fn head(&self, key: &StoreKey) -> Result<ObjectInfo, StoreError> {
@@ -223,7 +220,7 @@ impl Store for ObjectStore {
         if from == to {
             return Ok(());
         }
-        match self.put_new("rename", to, &body.clone().into(), Attributes::new()).await {
+        match self.put_new("rename", to, &body.clone().into(), Marked::default()).await {
             // An earlier call was cut short before it deleted.
             Err(e) if e.is_already_exists() => {
                 if self.small_body(to).await? != body {
@@ -286,5 +283,12 @@ impl Store for ObjectStore {
         until: Option<DateTime<Utc>>,
     ) -> Result<Option<DateTime<Utc>>, StoreError> {
         self.lock_object(key, until).await
+    }
+
+    async fn thaw(&self, key: &StoreKey, ask: Option<Thaw>) -> Result<Readiness, StoreError> {
+        match &self.api {
+            Some(api) => self.thaw_object(api, key, ask).await,
+            None => self.head(key).await.map(|_there| Readiness::Now),
+        }
     }
 }

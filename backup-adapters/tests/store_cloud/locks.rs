@@ -1,6 +1,5 @@
 //! Object Lock, and uploads that nobody finished: calls that are made beside `object_store`.
 
-use std::process::Command;
 use std::time::Duration;
 
 use backup_core::{ObjectLock, Store as _, StoreError, StoreKey, WriteOptions, advice, chain};
@@ -11,25 +10,12 @@ use object_store::path::Path;
 use object_store::{ObjectStore as _, PutPayload};
 
 use crate::proxy::{Fate, Proxy};
-use crate::server::{self, Bucket, ID, SECRET};
+use crate::server::{self, Bucket, boto};
 
 const LOCKED: [(&str, &str); 2] = [("object_lock", "compliance"), ("object_lock_for", "1h")];
 
 fn key(text: &str) -> StoreKey {
     StoreKey::new(text).unwrap()
-}
-
-/// What another client does with all rights: AWS's own, in the container of moto.
-fn boto(bucket: &Bucket, program: &str) -> String {
-    let moto = &server::moto().name;
-    let text = format!(
-        "import boto3\ns3 = boto3.client('s3', endpoint_url='http://{}', region_name='us-east-1', \
-         aws_access_key_id='{ID}', aws_secret_access_key='{SECRET}')\nb = '{}'\n{program}",
-        bucket.address, bucket.name
-    );
-    let out = Command::new("docker").args(["exec", moto, "python3", "-c", &text]).output().unwrap();
-    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
-    String::from_utf8_lossy(&out.stdout).trim().to_owned()
 }
 
 /// A bucket that knows locks.

@@ -2,7 +2,10 @@
 
 use std::sync::{Arc, Mutex};
 
-use backup_core::{BackupError, Catalog, Role, Store, StoreKey, SystemClock, WriteOptions};
+use backup_core::{
+    BackupError, Catalog, Readiness, Role, Store, StoreKey, SystemClock, Thaw, ThawSpeed, WriteOptions,
+    advice, chain,
+};
 use bytes::Bytes;
 use futures::TryStreamExt as _;
 
@@ -85,8 +88,7 @@ async fn artifacts_have_their_storage_class_and_everything_is_encrypted() {
     .await;
     let options = [("storage_class", "STANDARD_IA"), ("server_side_encryption", "AES256")];
     let store = bucket.by(proxy.address).store_with(&options);
-    let mut control = WriteOptions::default();
-    control.role = Role::Control;
+    let control = WriteOptions::data(None).with_role(Role::Control);
     // Small and large artifacts, and what is read often.
     for (bytes, options, class) in
         [(9, WriteOptions::data(None), true), (20 << 20, WriteOptions::data(None), true), (9, control, false)]
@@ -104,4 +106,99 @@ async fn artifacts_have_their_storage_class_and_everything_is_encrypted() {
     store.create(&StoreKey::new("mark").unwrap(), Bytes::new()).await.unwrap();
     let first = seen.lock().unwrap()[0].clone();
     assert!(!first.contains("storage-class") && first.contains("server-side-encryption"), "{first}");
+}
+
+#[tokio::test]
+#[ignore = "live: moto in a container"]
+async fn artifacts_have_the_class_of_their_interval_and_tags() {
+    let bucket = server::moto().bucket().await;
+    let options =
+        [("storage_class", "STANDARD_IA, monthly=GLACIER_IR"), ("tags", "Project=x, Kind = a backup")];
+    let store = bucket.store_with(&options);
+    for (name, interval, bytes, class) in [
+        ("a", "hourly", 9, "STANDARD_IA"),
+        ("b", "monthly", 9, "GLACIER_IR"),
+        ("c", "monthly", 20 << 20, "GLACIER_IR"),
+    ] {
+        let options = WriteOptions::data(None).of_interval(&interval.parse().unwrap());
+        let mut writer = store.writer(&StoreKey::new(name).unwrap(), options).await.unwrap();
+        writer.write(Bytes::from(vec![1; bytes])).await.unwrap();
+        writer.finish().await.unwrap();
+        let found = server::boto(
+            &bucket,
+            &format!(
+                "k = 'some/where/{name}'\nt = s3.get_object_tagging(Bucket=b, Key=k)['TagSet']\n\
+                 print(s3.head_object(Bucket=b, Key=k).get('StorageClass'), sorted((x['Key'], x['Value']) for x in t))"
+            ),
+        );
+        assert_eq!(found, format!("{class} [('Kind', 'a backup'), ('Project', 'x')]"), "{name}");
+    }
+}
+
+#[tokio::test]
+#[ignore = "live: MinIO and moto's client in containers"]
+async fn objects_are_encrypted_with_a_key_of_the_server() {
+    let bucket = server::minio().bucket().await;
+    let options = [("server_side_encryption", "aws:kms"), ("sse_kms_key_id", "ours")];
+    let store = bucket.store_with(&options);
+    store.create(&StoreKey::new("a").unwrap(), Bytes::from_static(b"x")).await.unwrap();
+    let mut writer = store.writer(&StoreKey::new("b").unwrap(), WriteOptions::data(None)).await.unwrap();
+    writer.write(Bytes::from(vec![1; 20 << 20])).await.unwrap();
+    writer.finish().await.unwrap();
+    for name in ["a", "b"] {
+        let look = format!(
+            "h = s3.head_object(Bucket=b, Key='some/where/{name}')\nprint(h['ServerSideEncryption'], h['SSEKMSKeyId'])"
+        );
+        let found = server::boto(&bucket, &look);
+        assert!(found.starts_with("aws:kms ") && found.ends_with("ours"), "{name}: {found}");
+    }
+    assert_eq!(store.read_range(&StoreKey::new("a").unwrap(), 0..1).await.unwrap(), "x");
+    assert_eq!(store.head(&StoreKey::new("b").unwrap()).await.unwrap().bytes, 20 << 20);
+}
+
+#[tokio::test]
+#[ignore = "live: moto in a container"]
+async fn what_a_rule_has_archived_is_told_and_brought_back() {
+    let bucket = server::moto().bucket().await;
+    let store = bucket.store();
+    let key = StoreKey::new("svc/old").unwrap();
+    store.create(&key, Bytes::from_static(b"x")).await.unwrap();
+    assert_eq!(store.thaw(&key, None).await.unwrap(), Readiness::Now);
+    // As a rule does it.
+    server::boto(
+        &bucket,
+        "s3.copy_object(Bucket=b, Key='some/where/svc/old', CopySource=b + '/some/where/svc/old', StorageClass='GLACIER')",
+    );
+    let e = store.read(&key).await.err().unwrap();
+    assert!(chain(&e).contains("it lies in an archive"), "{}", chain(&e));
+    assert!(advice(&e).unwrap().contains("backup thaw"), "{e:?}");
+    assert_eq!(store.thaw(&key, None).await.unwrap(), Readiness::Archived);
+    let ask = Thaw { days: 3, speed: ThawSpeed::Bulk };
+    assert_eq!(store.thaw(&key, Some(ask)).await.unwrap(), Readiness::Underway);
+    // moto is done at once.
+    assert_eq!(store.thaw(&key, Some(ask)).await.unwrap(), Readiness::Now);
+    assert_eq!(store.read_range(&key, 0..1).await.unwrap(), "x");
+    let missing = store.thaw(&StoreKey::new("svc/none").unwrap(), None).await.unwrap_err();
+    assert!(missing.is_not_found(), "{missing:?}");
+}
+
+#[tokio::test]
+#[ignore = "live: moto in a container"]
+async fn what_is_on_its_way_from_an_archive_is_not_asked_for_again() {
+    let bucket = server::moto().bucket().await;
+    let key = StoreKey::new("old").unwrap();
+    bucket.store().create(&key, Bytes::from_static(b"x")).await.unwrap();
+    server::boto(
+        &bucket,
+        "s3.copy_object(Bucket=b, Key='some/where/old', CopySource=b + '/some/where/old', StorageClass='DEEP_ARCHIVE')",
+    );
+    let body = "<Error><Code>RestoreAlreadyInProgress</Code><Message>Object restore is already in progress</Message></Error>";
+    let proxy = Proxy::start(bucket.address, move |asked| match asked.line.contains("restore") {
+        true => Fate::Say("409 Conflict", body.to_owned()),
+        false => Fate::Pass,
+    })
+    .await;
+    let store = bucket.by(proxy.address).store();
+    let ask = Thaw { days: 3, speed: ThawSpeed::Standard };
+    assert_eq!(store.thaw(&key, Some(ask)).await.unwrap(), Readiness::Underway);
 }

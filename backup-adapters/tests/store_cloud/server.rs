@@ -65,6 +65,8 @@ impl Server {
         let mut life = Command::new("docker")
             .args(["run", "--rm", "-i", "--name", &name, "--label", &format!("backup-test={pid}")])
             .args(["-e", &format!("MINIO_ROOT_USER={ID}"), "-e", &format!("MINIO_ROOT_PASSWORD={SECRET}")])
+            // So that it knows server-side encryption with keys.
+            .args(["-e", "MINIO_KMS_SECRET_KEY=ours:bm90IGEgc2VjcmV0IGJ1dCB0aGlydHktdHdvIGJ5dGU="])
             .args(["-e", &format!("AZURITE_ACCOUNTS={}:{}", crate::azure::ACCOUNT, crate::azure::KEY)])
             .args(["--entrypoint", "sh", image, "-c", &format!("{program} & cat >/dev/null")])
             .stdin(Stdio::piped())
@@ -159,4 +161,17 @@ impl Bucket {
         let builder = builder.with_endpoint(format!("http://{}", self.address));
         builder.with_access_key_id(ID).with_secret_access_key(SECRET).build().unwrap()
     }
+}
+
+/// What another client does with all rights: AWS's own, in the container of moto.
+pub(crate) fn boto(bucket: &Bucket, program: &str) -> String {
+    let moto = &moto().name;
+    let text = format!(
+        "import boto3\ns3 = boto3.client('s3', endpoint_url='http://{}', region_name='us-east-1', \
+         aws_access_key_id='{ID}', aws_secret_access_key='{SECRET}')\nb = '{}'\n{program}",
+        bucket.address, bucket.name
+    );
+    let out = Command::new("docker").args(["exec", moto, "python3", "-c", &text]).output().unwrap();
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    String::from_utf8_lossy(&out.stdout).trim().to_owned()
 }

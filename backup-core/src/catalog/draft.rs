@@ -55,7 +55,7 @@ impl Draft {
         let key = self.key(name)?;
         self.catalog
             .store
-            .writer(&key, options)
+            .writer(&key, options.of_interval(&self.id.interval))
             .await
             .map_err(|e| BackupError::store(format!("write {}", self.id), e))
     }

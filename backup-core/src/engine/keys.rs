@@ -19,7 +19,7 @@ use crate::metadata::{ArtifactMeta, Encryption, Metadata, Private, StoredFile};
 use crate::pipeline::PipelineSettings;
 use crate::plan::{EncryptFor, PlannedService};
 use crate::secret::{Secret, SecretRef, SecretResolver};
-use crate::store::WriteOptions;
+use crate::store::{Role, WriteOptions};
 
 /// The file of the host's own key in the state directory.
 const HOST_KEY: &str = "host.key";
@@ -172,7 +172,8 @@ impl Inner {
         let sealed = sealed.map_err(|e| failed(&e.to_string()))?.map_err(|e| failed(&e.to_string()))?;
         let (bytes, sha256) =
             (sealed.len() as u64, hex::encode(<sha2::Sha256 as sha2::Digest>::digest(&sealed)));
-        let mut writer = draft.writer(PRIVATE, WriteOptions::data(Some(bytes))).await?;
+        let mut writer =
+            draft.writer(PRIVATE, WriteOptions::data(Some(bytes)).with_role(Role::Control)).await?;
         let store = |e| BackupError::store(format!("write {}", draft.id()), e);
         writer.write(sealed.into()).await.map_err(store)?;
         writer.finish().await.map_err(store)?;

@@ -153,6 +153,12 @@ impl Inner {
             );
             problem(StatusLevel::Critical, what, run);
         }
+        if let Some(newest) = newest.filter(|e| service.enabled && e.retain_until().is_none())
+            && self.catalog.store().object_lock().is_some()
+        {
+            let what = format!("{} is not locked in the store: `backup logs` tells why", newest.id);
+            problem(StatusLevel::Warning, what, Some(format!("backup run manual --service {name}")));
+        }
         let newest_at = newest.map(|e| e.id.timestamp);
         let mut bad = 0;
         for entry in listing.of(name) {

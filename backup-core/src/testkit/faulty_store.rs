@@ -17,7 +17,9 @@ use futures::stream::{self, BoxStream};
 use crate::error::StoreError;
 use crate::id::StoreKey;
 use crate::source::ByteStream;
-use crate::store::{ObjectInfo, ObjectLock, Space, Store, StoreCapabilities, StoreWriter, WriteOptions};
+use crate::store::{
+    ObjectInfo, ObjectLock, Readiness, Space, Store, StoreCapabilities, StoreWriter, Thaw, WriteOptions,
+};
 
 /// The calls that can fail: those of [`Store`] and of [`StoreWriter`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -315,6 +317,10 @@ impl<S: Store> Store for FaultyStore<S> {
         until: Option<DateTime<Utc>>,
     ) -> Result<Option<DateTime<Utc>>, StoreError> {
         self.verdict(Call::Lock, "lock", key).apply(self.inner.lock(key, until)).await
+    }
+
+    async fn thaw(&self, key: &StoreKey, ask: Option<Thaw>) -> Result<Readiness, StoreError> {
+        self.verdict(Call::Head, "look up", key).apply(self.inner.thaw(key, ask)).await
     }
 }
 

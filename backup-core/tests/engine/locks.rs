@@ -68,6 +68,8 @@ async fn a_lock_that_fails_is_told_and_made_up_for() {
         assert!(w.events.warnings().iter().any(|w| w.contains("not locked")));
     }
     assert!(w.entries().await.iter().all(|e| e.is_good() && e.retain_until().is_none()));
+    let status = &w.engine.status(&[]).await.unwrap()[0];
+    assert!(status.problems.iter().any(|p| p.contains("is not locked in the store")), "{status:?}");
     w.back_up().await;
     for entry in w.entries().await {
         assert!(entry.retain_until().is_some(), "{}", entry.id);

@@ -109,10 +109,10 @@ impl Api {
 
     async fn request(&self, path: &str, call: &Call<'_>) -> object_store::Result<HttpRequest> {
         let generic = |source: backup_core::BoxError| object_store::Error::Generic { store: "S3", source };
-        let url = match path {
-            "" => format!("{}/?{}", self.bucket, call.query),
-            path => format!("{}/{}?{}", self.bucket, utf8_percent_encode(path, PLAIN), call.query),
-        };
+        let mut url = format!("{}/{}", self.bucket, utf8_percent_encode(path, PLAIN));
+        if !call.query.is_empty() {
+            url = format!("{url}?{}", call.query);
+        }
         let mut request = Request::builder().method(call.method.clone()).uri(url);
         if !call.body.is_empty() {
             // S3 insists on a sum of what changes locks.

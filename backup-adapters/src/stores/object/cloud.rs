@@ -158,6 +158,7 @@ impl Cloud {
         };
         match operation {
             "lock" => "s3:PutObjectRetention",
+            "thaw" => "s3:RestoreObject",
             "look up the lock of" => "s3:GetObjectRetention",
             "list the uploads of" => "s3:ListBucketMultipartUploads",
             "read" | "look up" => read,

@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use backup_core::{StoreError, StoreKey};
 use object_store::path::Path;
-use object_store::{Attributes, ObjectStoreExt as _, PutMode, PutOptions, PutPayload};
+use object_store::{ObjectStoreExt as _, PutMode, PutOptions, PutPayload};
 use tokio::time::Instant;
 
+use super::marks::Marked;
 use super::{ObjectStore, fault};
 
 /// The first pause between two attempts, and the longest; each is twice as long as the one before, give or take.
@@ -21,7 +22,7 @@ impl ObjectStore {
         verb: &'static str,
         key: &StoreKey,
         payload: &PutPayload,
-        attributes: Attributes,
+        marked: Marked,
     ) -> Result<Option<String>, StoreError> {
         let path = self.path(verb, key)?;
         let until = Instant::now() + self.retry_for;
@@ -30,7 +31,7 @@ impl ObjectStore {
         let mut doubt = false;
         loop {
             let last = Instant::now() >= until;
-            match self.put_once(&path, payload, attributes.clone()).await {
+            match self.put_once(&path, payload, marked.clone()).await {
                 Ok(put) => return Ok(put.e_tag),
                 Err(object_store::Error::AlreadyExists { source, .. }) => {
                     match self.holds(&path, payload, doubt).await {
@@ -58,7 +59,7 @@ impl ObjectStore {
         &self,
         path: &Path,
         payload: &PutPayload,
-        attributes: Attributes,
+        Marked { attributes, tags }: Marked,
     ) -> object_store::Result<object_store::PutResult> {
         let exclusive = self.capabilities.exclusive_create;
         if !exclusive {
@@ -76,7 +77,7 @@ impl ObjectStore {
         }
         let mode = if exclusive { PutMode::Create } else { PutMode::Overwrite };
         self.once
-            .put_opts(path, payload.clone(), PutOptions { mode, attributes, ..PutOptions::default() })
+            .put_opts(path, payload.clone(), PutOptions { mode, attributes, tags, ..PutOptions::default() })
             .await
     }
 

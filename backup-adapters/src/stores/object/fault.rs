@@ -190,7 +190,7 @@ impl ObjectStore {
             source,
         };
         let error = match (status, code.as_str()) {
-            (404, "NoSuchKey") => match StoreKey::new(key) {
+            (404, "NoSuchKey" | "") => match StoreKey::new(key) {
                 Ok(key) => StoreError::NotFound { key },
                 Err(e) => other(e.into()),
             },
@@ -256,6 +256,14 @@ impl ObjectStore {
                 advised(
                     "the upload was aborted by somebody else".to_owned(),
                     "let the lifecycle rule of the bucket wait longer before it aborts uploads (7 days)",
+                    answer,
+                ),
+            ),
+            (403, "InvalidObjectState") => other(
+                false,
+                advised(
+                    "it lies in an archive, and cannot be read until it was brought back".to_owned(),
+                    "`backup thaw SERVICE/INTERVAL/TIMESTAMP` asks for it, and tells how far it is",
                     answer,
                 ),
             ),

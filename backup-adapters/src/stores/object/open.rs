@@ -14,6 +14,7 @@ use super::ObjectStore;
 use super::cloud::Cloud;
 use super::create::LONGEST_PAUSE;
 use super::lock::Lock;
+use super::marks::Marks;
 
 /// How long requests are tried again, unless the options say it.
 const RETRY_FOR: Duration = Duration::from_secs(180);
@@ -31,7 +32,9 @@ impl ObjectStore {
     /// * `single_writer = "true"`: the server does not know conditional puts, and one process at a time writes to the store.
     ///   Then [`StoreCapabilities::exclusive_create`] is false.
     /// * `retry_for`: how long a request is tried again (3 minutes).
-    /// * `storage_class`: the class of artifacts; what is read often stays in the usual one.
+    /// * `storage_class`: the class of artifacts, `"STANDARD_IA"`, or by interval, `"STANDARD_IA, monthly=GLACIER_IR"`; what
+    ///   is read often stays in the usual one.
+    /// * `tags` (S3, Azure): of artifacts, `"Project=x, Kind=backup"`.
     /// * `object_lock` (S3): `governance` or `compliance`, with `object_lock_for`, a time: what is committed becomes locked;
     ///   `bucket`: the bucket's default retention does it, and for how long is looked up.
     ///
@@ -80,7 +83,7 @@ impl ObjectStore {
                     cloud,
                     capabilities: StoreCapabilities::full().with_exclusive_create(!own.single_writer),
                     retry_for: own.retry_for,
-                    storage_class: own.storage_class,
+                    marks: own.marks,
                     lock: own.lock,
                     api: api.map(Arc::new),
                     ..store
@@ -114,7 +117,7 @@ impl ObjectStore {
             cloud: Cloud::S3,
             capabilities: StoreCapabilities::full(),
             retry_for: RETRY_FOR,
-            storage_class: None,
+            marks: Marks::default(),
             lock: None,
             api: None,
         })
@@ -133,7 +136,7 @@ impl ObjectStore {
 struct Own {
     single_writer: bool,
     retry_for: Duration,
-    storage_class: Option<String>,
+    marks: Marks,
     lock: Option<Lock>,
 }
 
@@ -152,12 +155,9 @@ impl Own {
             Some(text) => humantime::parse_duration(&text)
                 .map_err(|_| wrong("retry_for", "write a time such as \"3min\""))?,
         };
-        let storage_class = options.remove("storage_class");
-        if storage_class.as_deref().is_some_and(|class| cloud.is_offline(class)) {
-            return Err(wrong("storage_class", cloud.online_classes()));
-        }
+        let marks = Marks::take(options, cloud)?;
         let lock = Lock::take(options, cloud)?;
-        Ok(Self { single_writer, retry_for, storage_class, lock })
+        Ok(Self { single_writer, retry_for, marks, lock })
     }
 
     fn retry(&self, max_retries: usize) -> RetryConfig {
@@ -213,6 +213,15 @@ mod tests {
             ("s3://bucket/p", options(&[("single_writer", "yes")]), "`single_writer`"),
             ("s3://bucket/p", options(&[("retry_for", "soon")]), "`retry_for`"),
             ("s3://bucket/p", options(&[("storage_class", "DEEP_ARCHIVE")]), "`storage_class`"),
+            (
+                "s3://bucket/p",
+                options(&[("storage_class", "STANDARD, monthly=DEEP_ARCHIVE")]),
+                "`storage_class`",
+            ),
+            ("s3://bucket/p", options(&[("storage_class", "A, B")]), "`storage_class`"),
+            ("s3://bucket/p", options(&[("storage_class", "Not An Interval=B")]), "`storage_class`"),
+            ("s3://bucket/p", options(&[("tags", "Project")]), "`tags`"),
+            ("gs://b/p", options(&[("tags", "a=b")]), "`tags`"),
             ("s3://bucket/p", options(&[("object_lock", "yes"), ("object_lock_for", "1d")]), "`object_lock`"),
             ("s3://bucket/p", options(&[("object_lock", "governance")]), "`object_lock`"),
             ("s3://bucket/p", options(&[("object_lock_for", "1d")]), "`object_lock`"),

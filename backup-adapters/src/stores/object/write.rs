@@ -4,13 +4,14 @@ use std::fmt;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use backup_core::{ObjectInfo, Role, Store as _, StoreError, StoreKey, StoreWriter, WriteOptions};
+use backup_core::{ObjectInfo, Store as _, StoreError, StoreKey, StoreWriter, WriteOptions};
 use bytes::Bytes;
 use object_store::path::Path;
 use object_store::{MultipartUpload, ObjectStore as _, PutMultipartOptions, PutPayload};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use super::marks::Marked;
 use super::{ObjectStore, fault};
 
 /// The least part size (16 MiB): large enough that the round trips do not show.
@@ -37,7 +38,7 @@ pub(super) struct ObjectWriter {
     key: StoreKey,
     path: Path,
     hint: Option<u64>,
-    role: Role,
+    marked: Marked,
     /// The part that is being filled.
     pending: Vec<Bytes>,
     pending_bytes: usize,
@@ -51,12 +52,13 @@ pub(super) struct ObjectWriter {
 impl ObjectWriter {
     pub(super) fn new(store: ObjectStore, key: StoreKey, options: WriteOptions) -> Result<Self, StoreError> {
         let path = store.path("write", &key)?;
+        let marked = store.marks.of(&options);
         Ok(Self {
             store,
             key,
             path,
             hint: options.size_hint,
-            role: options.role,
+            marked,
             pending: Vec::new(),
             pending_bytes: 0,
             bytes: 0,
@@ -75,8 +77,8 @@ impl ObjectWriter {
     async fn begin(&mut self) -> Result<Box<dyn MultipartUpload>, StoreError> {
         let until = Instant::now() + self.store.retry_for;
         loop {
-            let attributes = self.store.attributes(self.role);
-            let options = PutMultipartOptions { attributes, ..PutMultipartOptions::default() };
+            let Marked { attributes, tags } = self.marked.clone();
+            let options = PutMultipartOptions { attributes, tags, ..PutMultipartOptions::default() };
             match self.store.inner.put_multipart_opts(&self.path, options).await {
                 // The client tries again by itself, but not if the answer ends early.
                 Err(e) if Instant::now() < until && fault::may_pass(&e) => tokio::time::sleep(AGAIN).await,
@@ -126,8 +128,7 @@ impl ObjectWriter {
 
     async fn put(&mut self) -> Result<ObjectInfo, StoreError> {
         let payload = PutPayload::from_iter(std::mem::take(&mut self.pending));
-        let version =
-            self.store.put_new("write", &self.key, &payload, self.store.attributes(self.role)).await?;
+        let version = self.store.put_new("write", &self.key, &payload, self.marked.clone()).await?;
         let version = version.map(super::unquoted);
         Ok(ObjectInfo { key: self.key.clone(), bytes: self.bytes, modified: None, version })
     }
