@@ -19,7 +19,7 @@ pub(crate) struct Ec2 {
 }
 
 #[expect(clippy::disallowed_methods, reason = "tests may be told of another image")]
-fn image() -> String {
+pub(crate) fn image() -> String {
     std::env::var("BACKUP_TEST_MOTO_IMAGE").unwrap_or_else(|_| "backup-test/moto:5".to_owned())
 }
 

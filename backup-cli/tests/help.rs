@@ -31,6 +31,7 @@ fn the_short_help_fits_a_screen() {
       hold         Keep a backup, whatever retention says
       unhold       Let retention judge a held backup again
       accept       Take a suspect backup as good
+      thaw         Bring a backup back from an archive of the object storage
       ebs          Snapshots of the EBS volumes of an EC2 instance
       keys         Make, check and change the keys of encrypted backups
       logs         List the runs, or show the report of one

@@ -6,7 +6,7 @@ use super::support::{FIRST, World};
 fn every_verb_ends_with_a_summary() {
     let world = World::configured();
     let id = format!("data/hourly/{FIRST}");
-    let verbs: [&[&str]; 16] = [
+    let verbs: [&[&str]; 17] = [
         &["init"],
         &["run"],
         &["list"],
@@ -16,6 +16,7 @@ fn every_verb_ends_with_a_summary() {
         &["verify"],
         &["hold", &id],
         &["unhold", &id],
+        &["thaw", &id],
         &["prune", "--dry-run"],
         &["restore", "data", "--yes"],
         &["undo", "data", "--yes"],

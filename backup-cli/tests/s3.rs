@@ -68,6 +68,20 @@ impl Storage {
         found.unwrap().success()
     }
 
+    /// What AWS's own client does with all rights; its printed words.
+    fn boto(&self, program: &str) -> String {
+        let text = format!(
+            "import boto3\ns3 = boto3.client('s3', endpoint_url='http://{}', region_name='us-east-1', \
+             aws_access_key_id='{ID}', aws_secret_access_key='{SECRET}')\n{program}",
+            self.address
+        );
+        let image = super::ebs::image();
+        let run = ["run", "--rm", "--entrypoint", "python3", image.as_str(), "-c", text.as_str()];
+        let out = Command::new("docker").args(run).output().unwrap();
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        String::from_utf8_lossy(&out.stdout).trim().to_owned()
+    }
+
     pub(crate) fn ok(&self, world: &World, args: &[&str]) -> Ran {
         let ran = self.run(world, args, &KEYS);
         assert_eq!(ran.code, 0, "{args:?}: {ran:#?}");
@@ -295,4 +309,57 @@ fn three_tiers_keep_what_each_is_to_keep_and_the_cloud_alone_brings_the_host_bac
     storage.ok(&world, &["recover", "--store", "cloud", "--yes", "--identity", "key"]);
     is_back(&world);
     assert_eq!(world.read("data/n"), "3");
+}
+
+/// Somebody with every right of the host, and more, deletes all there is, version by version.
+#[test]
+#[ignore = "live: MinIO and moto's client in containers"]
+fn what_is_locked_is_still_there_when_the_marks_of_its_deletion_are_removed() {
+    let storage = Storage::start("locked");
+    let world = World::new();
+    world.fill();
+    // The server has the real clock: a time that is not over by that.
+    let options = "allow_http = true\nobject_lock = 'compliance'\nobject_lock_for = '3650d'";
+    world.write(
+        "backup.toml",
+        &CONFIG.replace("allow_http = true\nKEYS", options).replace("s3://ours", "s3://firm"),
+    );
+    storage.boto("s3.create_bucket(Bucket='firm', ObjectLockEnabledForBucket=True)");
+    storage.ok(&world, &["init"]);
+    for n in 1..=3 {
+        world.write("data/n", &n.to_string());
+        storage.ok(&world, &["run", "hourly"]);
+    }
+    let listed = storage.ok(&world, &["list", "data"]);
+    assert_eq!(listed.out.matches("locked for").count(), 3, "two would be kept: {listed:#?}");
+    let lines = storage.ok(&world, &["list", "data", "--json"]).lines();
+    assert!(
+        lines.iter().filter(|l| l["event"] == "backup").all(|l| l["retain_until"].is_string()),
+        "{lines:#?}"
+    );
+    let prune = storage.ok(&world, &["prune", "--dry-run"]);
+    assert!(prune.out.contains("locked by the store until"), "{prune:#?}");
+    let shown = storage.ok(&world, &["show", "data"]);
+    assert!(shown.out.contains("locked by the store until"), "{shown:#?}");
+    storage.ok(&world, &["status"]);
+
+    storage.boto(
+        "all = lambda: s3.list_object_versions(Bucket='firm').get('Versions', [])\nfor v in all():\n  try:\n    \
+         s3.delete_object(Bucket='firm', Key=v['Key'], VersionId=v['VersionId'], BypassGovernanceRetention=True)\n  \
+         except Exception: pass\nfor v in all():\n  s3.delete_object(Bucket='firm', Key=v['Key'])",
+    );
+    storage.run(&world, &["list", "data"], &KEYS).fails(1, "is not a backup store");
+    // docs/object-lock.md
+    storage.boto(
+        "for m in s3.list_object_versions(Bucket='firm').get('DeleteMarkers', []):\n  \
+         s3.delete_object(Bucket='firm', Key=m['Key'], VersionId=m['VersionId'])",
+    );
+    storage.ok(&world, &["verify", "data", "--all", "--level", "content"]);
+    let lines = storage.ok(&world, &["list", "data", "--json"]).lines();
+    assert_eq!(
+        lines.iter().filter(|l| l["event"] == "backup" && l["state"] == "good").count(),
+        3,
+        "{lines:#?}"
+    );
+    storage.ok(&world, &["run", "hourly"]);
 }

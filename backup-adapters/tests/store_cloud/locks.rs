@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
-use backup_core::{ObjectLock, Store as _, StoreError, StoreKey, WriteOptions, advice, chain};
+use backup_core::{
+    Clock as _, ObjectLock, Store as _, StoreError, StoreKey, SystemClock, WriteOptions, advice, chain,
+};
 use bytes::Bytes;
-use chrono::{SubsecRound as _, TimeDelta, Utc};
+use chrono::{SubsecRound as _, TimeDelta};
 use futures::TryStreamExt as _;
 use object_store::path::Path;
 use object_store::{ObjectStore as _, PutPayload};
@@ -35,7 +37,7 @@ async fn what_is_locked_comes_back_after_somebody_with_all_rights_deleted_it() {
     let mut writer = store.writer(&key("svc/large"), WriteOptions::default()).await.unwrap();
     writer.write(Bytes::from(vec![7; 20 << 20])).await.unwrap();
     writer.finish().await.unwrap();
-    let until = Utc::now().trunc_subsecs(0) + TimeDelta::hours(1);
+    let until = SystemClock.now().trunc_subsecs(0) + TimeDelta::hours(1);
     for name in ["svc/small", "svc/large"] {
         assert_eq!(store.lock(&key(name), None).await.unwrap(), None, "not yet");
         assert_eq!(store.lock(&key(name), Some(until)).await.unwrap(), Some(until));
@@ -86,7 +88,7 @@ async fn what_a_bucket_locks_by_itself_is_looked_up() {
     writer.finish().await.unwrap();
     for name in ["a", "b"] {
         let until = store.lock(&key(name), None).await.unwrap().unwrap();
-        let days = (until - Utc::now()).num_hours();
+        let days = (until - SystemClock.now()).num_hours();
         assert!((47..=48).contains(&days), "{name}: {until}");
     }
 }
@@ -96,7 +98,7 @@ async fn what_a_bucket_locks_by_itself_is_looked_up() {
 async fn a_bucket_without_locks_and_a_key_without_the_right_are_told() {
     let bucket = server::minio().bucket().await;
     let store = bucket.store_with(&LOCKED);
-    let until = Some(Utc::now() + TimeDelta::hours(1));
+    let until = Some(SystemClock.now() + TimeDelta::hours(1));
     store.create(&key("a"), Bytes::new()).await.unwrap();
     let e = store.lock(&key("a"), until).await.unwrap_err();
     assert!(chain(&e).contains("the bucket has no Object Lock"), "{}", chain(&e));
@@ -137,7 +139,7 @@ async fn a_lock_is_tried_again_while_the_server_is_busy() {
     .await;
     let store = bucket.by(proxy.address).store_with(&LOCKED);
     store.create(&key("a"), Bytes::new()).await.unwrap();
-    let until = Utc::now().trunc_subsecs(0) + TimeDelta::hours(1);
+    let until = SystemClock.now().trunc_subsecs(0) + TimeDelta::hours(1);
     assert_eq!(store.lock(&key("a"), Some(until)).await.unwrap(), Some(until));
     assert_eq!(proxy.seen(|line| line.contains("retention")), 4);
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use chrono::{DateTime, Utc};
 use futures::{StreamExt as _, TryStreamExt as _};
 
-use super::{Catalog, METADATA};
+use super::{Catalog, METADATA, mark_key};
 use crate::error::BackupError;
 use crate::id::{BackupId, StoreKey};
 
@@ -14,7 +14,7 @@ const AT_A_TIME: usize = 8;
 
 impl Catalog {
     /// Locks every file of a backup until `until`, or looks until when the store has locked them by itself. metadata.json
-    /// goes last: where it is locked, everything is. Returns until when all of them are, to the second below.
+    /// goes last: where it is locked, everything is. The mark of the store is locked with them. Returns until when all of them are, to the second below.
     ///
     /// # Errors
     /// [`BackupError::Store`]; [`BackupError::Refused`] if a file is not locked although the store locks by itself.
@@ -44,6 +44,10 @@ impl Catalog {
                 })?;
                 all = Some(all.map_or(until, |all| all.min(until)));
             }
+        }
+        if let Some(until) = until {
+            // Without its mark a store is none.
+            self.store.lock(&mark_key(), Some(until)).await.map_err(failed)?;
         }
         all.ok_or_else(|| BackupError::Refused(format!("{id} is gone")))
     }

@@ -39,6 +39,8 @@ async fn what_is_committed_is_locked_and_stays_for_as_long() {
         assert!(locks.iter().any(|(name, _)| name == "metadata.json") && locks.len() >= 5, "{locks:?}");
         assert!(locks.iter().all(|(_, until)| *until == entry.retain_until()), "{locks:?}");
     }
+    let newest = entries[0].retain_until();
+    assert_eq!(w.store.lock(&StoreKey::new("store.json").unwrap(), None).await.unwrap(), newest);
     let plans = w.engine.plan_prune(&PruneRequest::default()).await.unwrap();
     let reasons: Vec<String> = plans[0].plan.items().iter().map(|i| i.reason.clone()).collect();
     assert!(reasons[3].contains("locked by the store until 2026-03-19T"), "{reasons:?}");

@@ -50,7 +50,6 @@ impl ObjectStore {
         untouched: Duration,
     ) -> Result<(), StoreError> {
         let mut query = "uploads".to_owned();
-        let mut server_time = None;
         for _ in 0..PAGES {
             let (operation, body) = ("list the uploads of", String::new());
             let call = Call { operation, method: Method::GET, key: None, query: &query, body };
@@ -64,7 +63,7 @@ impl ObjectStore {
                     return Ok(());
                 }
             };
-            let now = *server_time.get_or_insert_with(|| said_at(&answered));
+            let now = said_at(&answered);
             let page: Page = match quick_xml::de::from_str(&answered.body) {
                 Ok(page) => page,
                 Err(error) => {
@@ -89,12 +88,14 @@ impl ObjectStore {
         api: &Api,
         prefix: &StoreKey,
         upload: &Upload,
-        now: DateTime<Utc>,
+        now: Option<DateTime<Utc>>,
         untouched: Duration,
     ) -> Result<(), StoreError> {
         let key = Path::parse(&upload.key).ok().and_then(|path| self.key(&path, Some(prefix)));
         let age = TimeDelta::from_std(untouched).unwrap_or(TimeDelta::MAX);
-        let Some(key) = key.filter(|_| now - upload.initiated >= age) else { return Ok(()) };
+        // By a server that tells no time nothing is old.
+        let is_old = untouched.is_zero() || now.is_some_and(|now| now - upload.initiated >= age);
+        let Some(key) = key.filter(|_| is_old) else { return Ok(()) };
         let query = format!("uploadId={}", value(&upload.upload_id));
         let (operation, body) = ("abort the write of", String::new());
         let call = Call { operation, method: Method::DELETE, key: Some(&key), query: &query, body };
@@ -107,11 +108,10 @@ impl ObjectStore {
     }
 }
 
-/// The server's clock, by which uploads are dated. It tells seconds, they have fractions: the end of that second.
-fn said_at(answered: &Answered) -> DateTime<Utc> {
+/// The server's clock, by which uploads are dated.
+fn said_at(answered: &Answered) -> Option<DateTime<Utc>> {
     let date = answered.headers.get(http::header::DATE).and_then(|date| date.to_str().ok());
-    let date = date.and_then(|date| DateTime::parse_from_rfc2822(date).ok());
-    date.map_or_else(Utc::now, |date| date.to_utc() + TimeDelta::seconds(1))
+    date.and_then(|date| DateTime::parse_from_rfc2822(date).ok()).map(|date| date.to_utc())
 }
 
 #[cfg(test)]
