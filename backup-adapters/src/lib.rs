@@ -34,6 +34,8 @@
 
 use std::sync::Arc;
 
+#[cfg(feature = "object")]
+use backup_core::SplitStore;
 use backup_core::{AdapterRegistry, ConfigError, LocalStore, Store, StoreRegistry};
 
 #[cfg(any(feature = "redis", feature = "weaviate"))]
@@ -158,12 +160,25 @@ fn object_stores(
         r.with_scheme(scheme, move |url, options| {
             let environment = environment.clone();
             async move {
-                let options = match scheme {
+                let mut options = match scheme {
                     "az" => stores::complete_azure(options, &environment),
                     "gs" => stores::complete_google(options, &environment),
                     _ => stores::complete(options, &environment)?,
                 };
-                stores::ObjectStore::from_url(url.as_str(), &options).map(|s| Arc::new(s) as Arc<dyn Store>)
+                let leases = options.remove("leases_bucket");
+                let open = |url: &url::Url| {
+                    stores::ObjectStore::from_url(url.as_str(), &options)
+                        .map(|s| Arc::new(s) as Arc<dyn Store>)
+                };
+                let store = open(&url)?;
+                let Some(bucket) = leases else { return Ok(store) };
+                let mut beside = url.clone();
+                let usable = beside.set_host(Some(&bucket)).is_ok() && beside.host_str() != url.host_str();
+                if !usable {
+                    return Err(ConfigError::new("the option `leases_bucket` of the store is wrong")
+                        .hint("it is the name of another bucket"));
+                }
+                Ok(Arc::new(SplitStore::with_leases_in(store, open(&beside)?)) as Arc<dyn Store>)
             }
         })
     })

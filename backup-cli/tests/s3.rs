@@ -319,7 +319,8 @@ fn what_is_locked_is_still_there_when_the_marks_of_its_deletion_are_removed() {
     let world = World::new();
     world.fill();
     // The server has the real clock: a time that is not over by that.
-    let options = "allow_http = true\nobject_lock = 'compliance'\nobject_lock_for = '3650d'";
+    let options =
+        "allow_http = true\nobject_lock = 'compliance'\nobject_lock_for = '3650d'\nleases_bucket = 'ours'";
     world.write(
         "backup.toml",
         &CONFIG.replace("allow_http = true\nKEYS", options).replace("s3://ours", "s3://firm"),

@@ -274,7 +274,7 @@ fn runs_key() -> StoreKey {
     fixed_key(".runs")
 }
 
-fn leases_key() -> StoreKey {
+pub(crate) fn leases_key() -> StoreKey {
     fixed_key(".leases")
 }
 

@@ -17,9 +17,11 @@ use crate::source::ByteStream;
 
 mod local;
 mod memory;
+mod split;
 
 pub use local::LocalStore;
 pub use memory::MemoryStore;
+pub use split::SplitStore;
 
 /// Keeps bytes under keys. Knows nothing about backups: [`Catalog`](crate::Catalog) does.
 ///

@@ -1,7 +1,7 @@
 //! Stores that lock what is committed: until when, what retention does then, and what a failure leaves.
 
 use backup_core::testkit::Call;
-use backup_core::{ObjectLock, StoreKey};
+use backup_core::{ObjectLock, SplitStore, StoreKey};
 use chrono::{DateTime, TimeDelta, Utc};
 use futures::TryStreamExt;
 
@@ -111,4 +111,22 @@ async fn a_store_that_locks_by_itself_is_asked_for_how_long() {
     w.back_up().await;
     let found: Vec<_> = w.entries().await.iter().map(Entry::retain_until).collect();
     assert_eq!(found, [None, Some(until)]);
+}
+
+#[tokio::test]
+async fn leases_can_be_outside_of_what_is_locked() {
+    let (main, beside) = (MemoryStore::new(), MemoryStore::new());
+    let split = SplitStore::with_leases_in(Arc::new(main.clone()), Arc::new(beside.clone()));
+    let w = World::new(adapter()).await;
+    let (catalog, _) = Catalog::init(Arc::new(split), Arc::new(w.clock.clone())).await.unwrap();
+    let w = w.over(catalog);
+    for _ in 0..3 {
+        w.back_up().await;
+    }
+    assert_eq!(w.entries().await.len(), 2, "one went, under a lease");
+    let leases = |keys: Vec<StoreKey>| keys.iter().filter(|k| k.as_str().starts_with(".leases/")).count();
+    let all: Vec<StoreKey> = main.list_keys(None).try_collect().await.unwrap();
+    assert_eq!(leases(all), 0);
+    let all: Vec<StoreKey> = beside.list_keys(None).try_collect().await.unwrap();
+    assert!(leases(all.clone()) >= 1 && leases(all.clone()) == all.len(), "{all:?}");
 }
