@@ -10,6 +10,7 @@ mod locks;
 mod promises;
 mod proxy;
 mod rights;
+mod roles;
 mod server;
 
 use backup_core::store_conformance_tests;
