@@ -9,6 +9,8 @@
 //! region = "eu-central-1"             # default: as the other tools of AWS find it
 //! name_prefix = "TruthSI"             # tag Name: TruthSI-<reason>-<timestamp> (default: backup)
 //! tags = { Project = "truth-si" }     # besides Name, Instance, Device and Reason
+//! freeze = ["/mnt/data"]              # file systems that stand still meanwhile (default: none)
+//! max_interruption = "10s"            # how long at most
 //! ```
 //!
 //! A set is made by one call of `CreateSnapshots`: crash-consistent over all volumes, as after a power cut at one moment
@@ -26,6 +28,7 @@ mod account;
 mod capture;
 mod client;
 mod fault;
+mod freeze;
 mod hand;
 mod host;
 mod keep;
@@ -33,9 +36,12 @@ mod model;
 mod restore;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
+use backup_core::runtime::{InterruptionEntry, Replay};
 use backup_core::{
     AdapterConfig, AdapterError, AdapterErrorKind, ArtifactMeta, BackupSource, BuildContext, Capabilities,
     CheckPurpose, ConfigError, ContentCheck, ExternalRef, ExternalState, HandContext, HandStep, Metadata,
@@ -82,6 +88,12 @@ pub struct EbsConfig {
     /// Further tags of each snapshot.
     #[serde(default)]
     pub tags: BTreeMap<String, String>,
+    /// Mount points whose file systems are frozen (`fsfreeze`) until EC2 has answered.
+    #[serde(default)]
+    pub freeze: Vec<PathBuf>,
+    /// How long they may be, e.g. `10s`: then the watchdog thaws them. 10 s unless set.
+    #[serde(default)]
+    pub max_interruption: Option<String>,
     /// What the tag `Name` begins with.
     #[serde(default = "name_prefix")]
     pub name_prefix: String,
@@ -121,6 +133,8 @@ impl AdapterConfig for EbsConfig {
 #[derive(Debug, Clone)]
 pub struct Ebs {
     config: Arc<EbsConfig>,
+    /// How long file systems may be frozen.
+    limit: Duration,
 }
 
 impl Ebs {
@@ -160,6 +174,13 @@ impl Ebs {
             return Err(ConfigError::new("`access_key_id` and `secret_access_key` come together")
                 .hint("set both, or none: then they are looked for where all clients of AWS look"));
         }
+        if let Some(path) = config.freeze.iter().find(|p| !p.is_absolute()) {
+            let path = path.display().to_string();
+            return Err(ConfigError::new(format!("`{}` is no absolute path", path.escape_debug()))
+                .at("freeze")
+                .hint("write where a file system is mounted, e.g. `/mnt/data`"));
+        }
+        let limit = limit(config.max_interruption.as_deref())?;
         let endpoint = config.endpoint.as_deref();
         if endpoint.is_some_and(|e| !e.starts_with("http://") && !e.starts_with("https://")) {
             return Err(ConfigError::new("the endpoint is no URL").at("endpoint").hint("write `https://…`"));
@@ -167,7 +188,7 @@ impl Ebs {
         for key in [&mut config.access_key_id, &mut config.secret_access_key, &mut config.session_token] {
             *key = key.take().map(|k| k.relative_to(&cx.base_dir));
         }
-        Ok(Self { config: Arc::new(config) })
+        Ok(Self { config: Arc::new(config), limit })
     }
 
     /// The volumes of the instance that are deleted when it ends (`DeleteOnTermination`), less the one that it boots from,
@@ -181,6 +202,17 @@ impl Ebs {
         let ending = attached.into_iter().filter(|a| a.ends && !a.boot);
         Ok(ending.map(|a| format!("{} ({})", a.device, a.volume)).collect())
     }
+}
+
+/// How long file systems may be frozen.
+fn limit(text: Option<&str>) -> Result<Duration, ConfigError> {
+    let Some(text) = text else { return Ok(freeze::LIMIT) };
+    let (least, most) = freeze::LIMITS;
+    humantime::parse_duration(text).ok().filter(|limit| (least..=most).contains(limit)).ok_or_else(|| {
+        ConfigError::new(format!("`{}` is no time between 1 s and 60 s", text.escape_debug()))
+            .at("max_interruption")
+            .hint("write e.g. `10s`")
+    })
 }
 
 fn is_reserved(tag: &str) -> bool {
@@ -204,7 +236,9 @@ impl ServiceAdapter for Ebs {
         cx.check_alive()?;
         let ec2 = self.connect(cx).await?;
         let instance = self.instance(cx, &ec2).await?;
-        capture::choose(&instance, &self.config).map(drop)
+        let chosen = capture::choose(&instance, &self.config)?;
+        let set = chosen.wanted.into_iter().map(|a| a.volume).collect();
+        freeze::Freeze::look(self, cx, &instance.id, set).await.map(drop)
     }
 
     async fn open(&self, cx: &OpContext) -> Result<BackupSource, AdapterError> {
@@ -226,6 +260,10 @@ impl ServiceAdapter for Ebs {
 
     async fn reclaim_external(&self, cx: &OpContext, dead: &[RunId]) -> Result<Vec<String>, AdapterError> {
         keep::reclaim(self, cx, dead).await
+    }
+
+    async fn bring_back(&self, cx: &OpContext, entry: &InterruptionEntry) -> Result<Replay, AdapterError> {
+        freeze::bring_back(cx, entry).await
     }
 
     async fn external_state(&self, cx: &OpContext, backup: &Metadata) -> Result<ExternalState, AdapterError> {
@@ -262,11 +300,15 @@ mod tests {
             ("tags = { 'backup:owner' = 'x' }", "`backup:owner`"),
             ("endpoint = 'localhost:5000'", "endpoint"),
             ("access_key_id = { env = 'A' }", "come together"),
+            ("freeze = ['data']", "`data` is no absolute path"),
+            ("max_interruption = '5 parsecs'", "`5 parsecs`"),
+            ("max_interruption = '2min'", "60 s"),
         ] {
             let e = built(text).unwrap_err();
             assert!(e.to_string().contains(says), "{text}: {e}");
         }
         built("").unwrap();
+        assert_eq!(built("max_interruption = '1500ms'").unwrap().limit, Duration::from_millis(1500));
         built("volumes = ['/dev/sdf', 'vol-1']\ntags = { Project = 'truth-si' }").unwrap();
     }
 }

@@ -12,7 +12,7 @@ const SECRET: &str = "canary-secret-90d7";
 
 /// An EC2 with one instance of two volumes. Its standard input is its life: however this process ends, the container goes.
 pub(crate) struct Ec2 {
-    endpoint: String,
+    pub(crate) endpoint: String,
     name: String,
     life: Child,
     pub(crate) instance: String,

@@ -9,8 +9,12 @@ mod containers;
 mod copy;
 mod copy_kills;
 mod credentials;
+#[path = "../../backup-adapters/tests/common/disk.rs"]
+#[expect(dead_code, reason = "the tests of the adapter use more of it")]
+mod disk;
 mod drill;
 mod ebs;
+mod ebs_freeze;
 mod embed;
 mod exit_codes;
 mod faults;

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::client::Ec2;
 use super::fault::Fault;
+use super::freeze::{Freeze, Thawed};
 use super::model::{Attached, Instance, Snapshot, SnapshotState, Tags, Traits, Volume, device_tags};
 use super::{BACKUP, Ebs, EbsConfig, Host, MEMBERS, OWNER, RUN, VOLUME, error};
 
@@ -87,6 +88,9 @@ struct Making {
     volumes: BTreeMap<String, Volume>,
     tags: Tags,
     id: String,
+    freeze: Option<Freeze>,
+    /// How the file systems stood still.
+    stood: Mutex<Option<Thawed>>,
     begun: AtomicBool,
     ended: CancellationToken,
     /// Lives as long as the source, whose `settle` waits for it.
@@ -110,6 +114,9 @@ pub(super) async fn open(ebs: &Ebs, cx: &OpContext) -> Result<BackupSource, Adap
     let choice = choose(&instance, &ebs.config)?;
     let ids: Vec<String> = choice.wanted.iter().map(|a| a.volume.clone()).collect();
     let volumes = ec2.volumes(cx, "volume-id", &ids).await?;
+    // On a host that goes away other work saves what it can: it must not wait for a thaw.
+    let freeze = if cx.last_chance { None } else { Freeze::look(ebs, cx, &instance.id, ids).await? };
+    let hurried = cx.last_chance && !ebs.config.freeze.is_empty();
     let reason = reason(cx.interval.as_ref());
     let interval = cx.interval.clone().map_or_else(|| Interval::new("manual"), Ok);
     let interval = interval.map_err(|e| error(AdapterErrorKind::Other, e.to_string()))?;
@@ -134,6 +141,8 @@ pub(super) async fn open(ebs: &Ebs, cx: &OpContext) -> Result<BackupSource, Adap
         volumes,
         tags,
         id,
+        freeze,
+        stood: Mutex::new(hurried.then(Thawed::default)),
         begun: AtomicBool::new(false),
         ended: CancellationToken::new(),
         task: Mutex::default(),
@@ -164,6 +173,9 @@ pub(super) async fn open(ebs: &Ebs, cx: &OpContext) -> Result<BackupSource, Adap
 
 const MODE: &str = "create-snapshots";
 
+/// Why nothing was frozen although the configuration says so.
+const HURRIED: &str = "nothing was frozen, because the host goes away: file systems are as after a power cut";
+
 /// Makes the set, in a task that does not end with its reader: who asked EC2 for something must hear what came of it.
 async fn artifacts(making: Arc<Making>) -> Result<Vec<Artifact>, AdapterError> {
     making.cx.check_alive()?;
@@ -190,12 +202,24 @@ async fn artifacts(making: Arc<Making>) -> Result<Vec<Artifact>, AdapterError> {
     ]
     .map(|(key, value)| (key.to_owned(), value))
     .into();
+    let stood = making.stood.lock().unwrap_or_else(PoisonError::into_inner).take();
+    match &stood {
+        Some(_) if making.freeze.is_none() => report.warnings.push(HURRIED.to_owned()),
+        Some(stood) => stood.tell(&mut report),
+        None => {}
+    }
+    let stood = stood.unwrap_or_default();
     let mounts = tokio::task::spawn_blocking({
         let ids: Vec<String> = made.snapshots.iter().map(|s| s.volume.clone()).collect();
         move || Host::this().mounts(&ids)
     });
     let mounts = mounts.await.unwrap_or_default();
-    let all = made.snapshots.iter().map(|s| making.artifact(s, mounts.get(&s.volume))).collect();
+    let artifact = |s: &Snapshot| {
+        let frozen = stood.of(&s.volume);
+        let artifact = making.artifact(s, mounts.get(&s.volume));
+        if frozen.is_empty() { artifact } else { artifact.with_attribute("frozen", frozen) }
+    };
+    let all = made.snapshots.iter().map(artifact).collect();
     *making.report.lock().unwrap_or_else(PoisonError::into_inner) = Some(report);
     Ok(all)
 }
@@ -246,7 +270,7 @@ impl Making {
                 &description,
                 &self.tags,
             );
-            let fault: Fault = match asked.await {
+            let fault: Fault = match self.still(asked).await? {
                 Ok(made) => return Ok(made),
                 Err(fault) => fault,
             };
@@ -256,6 +280,10 @@ impl Making {
                     let there = self.ours().await?;
                     if !there.is_empty() {
                         tracing::info!("The answer was lost; the snapshots are there.");
+                        // They may have been made later than it looked.
+                        if let Some(stood) = &mut *self.stood.lock().unwrap_or_else(PoisonError::into_inner) {
+                            stood.to_the_end = false;
+                        }
                         return Ok(there);
                     }
                 }
@@ -268,6 +296,14 @@ impl Making {
             pause = if fault.is_too_soon() { TOO_SOON } else { pause * 2 };
             self.pause(pause).await?;
         }
+    }
+
+    /// Asks while the file systems stand still, if they are to.
+    async fn still<T>(&self, asked: impl Future<Output = T>) -> Result<T, AdapterError> {
+        let Some(freeze) = &self.freeze else { return Ok(asked.await) };
+        let (answer, thawed) = freeze.during(&self.cx, asked).await?;
+        self.stood.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_default().then(thawed);
+        Ok(answer)
     }
 
     async fn pause(&self, time: Duration) -> Result<(), AdapterError> {

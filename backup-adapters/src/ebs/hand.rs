@@ -60,7 +60,14 @@ pub(super) fn steps(backup: &HandContext<'_>) -> Vec<HandStep> {
              aws ec2 attach-volume --volume-id \"$VOLUME\" --instance-id \"$INSTANCE\" --device {}",
             shell_quote(at)
         ));
-        steps.push(HandStep::new(format!("Make and attach the volume of {device}{boots}."), make));
+        let frozen =
+            artifact.attributes.get("frozen").and_then(|f| f.as_array()).is_some_and(|f| !f.is_empty());
+        let still = if frozen {
+            "\nIts file system stood still for the snapshot: nothing has to be replayed."
+        } else {
+            ""
+        };
+        steps.push(HandStep::new(format!("Make and attach the volume of {device}{boots}.{still}"), make));
         let find = format!(
             "DISK=/dev/$(lsblk -dno NAME,SERIAL | awk -v s=\"${{VOLUME/-/}}\" '$2 == s {{print $1}}')\n\
              lsblk -f \"$DISK\"\nmkdir -p {0}\n\

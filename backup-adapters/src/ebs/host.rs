@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use backup_core::{AdapterError, AdapterErrorKind, Advice};
+use serde::{Deserialize, Serialize};
 
 use super::error;
 
@@ -15,6 +16,30 @@ use super::error;
 pub struct Host {
     root: PathBuf,
 }
+
+/// A device, as the kernel numbers it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub(super) struct Device {
+    pub(super) major: u32,
+    pub(super) minor: u32,
+}
+
+impl Device {
+    /// The one that `stat` gives.
+    pub(super) fn of(dev: u64) -> Self {
+        Self { major: rustix::fs::major(dev), minor: rustix::fs::minor(dev) }
+    }
+}
+
+/// One row of the table of mounts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Mount {
+    pub(super) device: Device,
+    pub(super) target: PathBuf,
+}
+
+/// How deep mappings of devices are followed.
+const MAPPINGS: usize = 8;
 
 /// The end of the superblocks that are known, in bytes from the begin of a device.
 const SUPERBLOCKS: usize = 2048;
@@ -80,6 +105,54 @@ impl Host {
             Some((word()?, word()?))
         };
         table.lines().filter_map(line).collect()
+    }
+
+    /// What is mounted, in the order of mounting: proc_pid_mountinfo(5).
+    pub(super) fn mount_table(&self) -> Vec<Mount> {
+        let table = fs::read_to_string(self.root.join("proc/self/mountinfo")).unwrap_or_default();
+        let row = |line: &str| {
+            let mut words = line.split(' ').skip(2);
+            let (major, minor) = words.next()?.split_once(':')?;
+            let device = Device { major: major.parse().ok()?, minor: minor.parse().ok()? };
+            let target = unescaped(words.nth(1)?);
+            Some(Mount { device, target })
+        };
+        table.lines().filter_map(row).collect()
+    }
+
+    /// The volumes that a block device lies on: that of a partition's disk, or of what is below a mapping (LVM, LUKS,
+    /// RAID). `None` for a disk whose serial number is not a volume's.
+    pub(super) fn serials_under(&self, device: Device) -> Vec<Option<String>> {
+        let volume = |disk: PathBuf| {
+            let serial = fs::read_to_string(disk.join("device/serial")).unwrap_or_default();
+            let id = serial.trim().strip_prefix("vol").filter(|id| !id.is_empty())?;
+            Some(format!("vol-{}", id.trim_start_matches('-')))
+        };
+        self.disks_under(device).into_iter().map(volume).collect()
+    }
+
+    /// The files that it lies on, by way of loop devices.
+    pub(super) fn files_under(&self, device: Device) -> Vec<PathBuf> {
+        let file = |disk: PathBuf| fs::read_to_string(disk.join("loop/backing_file")).ok();
+        let files = self.disks_under(device).into_iter().filter_map(file);
+        files.map(|file| PathBuf::from(file.trim_end_matches('\n'))).collect()
+    }
+
+    fn disks_under(&self, device: Device) -> Vec<PathBuf> {
+        let block = self.root.join(format!("sys/dev/block/{}:{}", device.major, device.minor));
+        // What is no block device has no disk, as far as this tells.
+        fs::canonicalize(&block).map_or_else(|_| vec![block], |path| disks(path, MAPPINGS))
+    }
+
+    /// Files that are swapped to: proc_swaps(5).
+    pub(super) fn swap_files(&self) -> Vec<PathBuf> {
+        let table = fs::read_to_string(self.root.join("proc/swaps")).unwrap_or_default();
+        let file = |line: &str| {
+            let mut words = line.split_whitespace();
+            let path = words.next()?;
+            (words.next()? == "file").then(|| unescaped(path))
+        };
+        table.lines().skip(1).filter_map(file).collect()
     }
 
     /// That a file system may be mounted at `dir` without hiding anything.
@@ -159,6 +232,22 @@ impl Host {
         let cause = Advice::new(said, "only root may mount; `dmesg` tells more");
         Err(error(AdapterErrorKind::Other, what).with_source(cause))
     }
+}
+
+fn disks(path: PathBuf, depth: usize) -> Vec<PathBuf> {
+    let below = fs::read_dir(path.join("slaves")).into_iter().flatten().flatten();
+    let below: Vec<PathBuf> = below.filter_map(|d| fs::canonicalize(d.path()).ok()).collect();
+    if !below.is_empty() && depth > 0 {
+        return below.into_iter().flat_map(|path| disks(path, depth - 1)).collect();
+    }
+    let is_part = path.join("partition").exists();
+    vec![path.parent().filter(|_| is_part).map(Path::to_owned).unwrap_or(path)]
+}
+
+/// A path of the kernel's tables, in which blanks and the like are written in octal.
+fn unescaped(path: &str) -> PathBuf {
+    let codes = [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")];
+    PathBuf::from(codes.iter().fold(path.to_owned(), |path, (code, is)| path.replace(code, is)))
 }
 
 fn taken(what: String) -> AdapterError {

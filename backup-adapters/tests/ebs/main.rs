@@ -5,7 +5,10 @@
 
 mod capture;
 mod conformance;
+#[path = "../common/disk.rs"]
+mod disk;
 mod faults;
+mod freeze;
 mod lifecycle;
 mod proxy;
 mod restore;

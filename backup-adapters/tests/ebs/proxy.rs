@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Barrier;
 use tokio::task::JoinSet;
 
 /// What happens to a request.
@@ -17,6 +18,8 @@ pub(crate) enum Fate {
     Refuse(&'static str, &'static str),
     /// The answer says something else, at its first place or at all of them.
     Rewrite(&'static str, &'static str, usize),
+    /// It comes to EC2 when the test has met it twice: to see it, and to let it go.
+    Hold(Arc<Barrier>),
 }
 
 pub(crate) struct Proxy {
@@ -92,6 +95,10 @@ async fn serve(
              <RequestID>1</RequestID></Response>"
         );
         return answer(&mut client, "HTTP/1.1 400 Bad Request", &text).await;
+    }
+    if let Fate::Hold(gate) = &fate {
+        gate.wait().await;
+        gate.wait().await;
     }
     // One request a connection: the answer ends when it ends.
     let mut sent: String = head

@@ -72,7 +72,7 @@ pub(crate) struct Account {
     pub(crate) data: String,
 }
 
-const REGIONS: [&str; 16] = [
+const REGIONS: [&str; 26] = [
     "us-east-1",
     "us-east-2",
     "us-west-1",
@@ -89,6 +89,16 @@ const REGIONS: [&str; 16] = [
     "ap-northeast-1",
     "sa-east-1",
     "ca-central-1",
+    "ca-west-1",
+    "eu-central-2",
+    "eu-south-2",
+    "ap-east-1",
+    "ap-south-2",
+    "ap-southeast-3",
+    "ap-southeast-4",
+    "ap-northeast-2",
+    "ap-northeast-3",
+    "me-south-1",
 ];
 static NEXT: AtomicUsize = AtomicUsize::new(0);
 

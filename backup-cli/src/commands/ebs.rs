@@ -87,7 +87,9 @@ async fn snapshot(cx: &Context, reason: &str, service: Option<&ServiceName>) -> 
     request.cancel = cx.interrupt.graceful();
     let report = session.engine.back_up(&request).await?;
     let done = report::conclude(cx, &report, "backed up");
-    cx.ui.note("EC2 completes them in the background: `backup ebs list` tells how far they are");
+    if report.is_ok() {
+        cx.ui.note("EC2 completes them in the background: `backup ebs list` tells how far they are");
+    }
     Ok(done)
 }
 
