@@ -247,5 +247,12 @@ fn what_the_watchdog_writes_to_is_never_frozen() {
         );
         host.writer.goes_on();
     }
+    // Its own output, too.
+    host.world.write("backup.toml", &text);
+    let log = std::fs::File::create(host.disk.path().join("log")).unwrap();
+    let mut command = host.world.command(&["ebs", "snapshot"]);
+    let ran = command.stdout(log).stderr(Stdio::piped()).spawn().unwrap().wait_with_output().unwrap();
+    let told = String::from_utf8_lossy(&ran.stderr);
+    assert!(told.contains("the output of this program"), "{told}");
     assert_eq!(host.ec2.snapshots(), 0);
 }

@@ -10,11 +10,12 @@
 //!   about to freeze.
 //! * The claim's content says which were begun: one that somebody else had frozen is not ours to thaw.
 
+mod claim;
 mod command;
 mod place;
 
-use std::fs::{self, File};
-use std::io::{self, Write as _};
+use std::fs::File;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::process::Stdio;
@@ -23,7 +24,6 @@ use std::time::Duration;
 use backup_core::runtime::{Announced, Interruption, InterruptionEntry, InterruptionKind, Replay};
 use backup_core::{AdapterError, AdapterErrorKind as Kind, CaptureReport, OpContext, StepToken};
 use futures::future::join_all;
-use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
@@ -162,7 +162,7 @@ impl Freeze {
             file_systems.iter().map(|f| Held { mount: f.mount.clone(), device: f.device }).collect();
         let path = cx.spool.join("frozen");
         let claim =
-            claim(&path).map_err(|e| AdapterError::io(format!("cannot make `{}`", path.display()), e))?;
+            claim::make(&path).map_err(|e| AdapterError::io(format!("cannot make `{}`", path.display()), e))?;
         let names: Vec<String> = held.iter().map(|h| h.mount.display().to_string()).collect();
         let token = Token { program: self.program.clone(), file_systems: held, claim: path };
         let announced = Interruption::announce(
@@ -274,7 +274,7 @@ impl Frozen {
             let noted = |e| {
                 settled(AdapterError::io(format!("cannot note it in `{}`", self.token.claim.display()), e))
             };
-            self.claim.write_all(&[index(n)]).map_err(noted)?;
+            self.claim.write_all(&[claim::index(n)]).map_err(noted)?;
             let stdin = self.claim.try_clone().map_err(noted)?;
             let child =
                 command::freezing(&self.token.program, &held.mount, Stdio::from(stdin)).map_err(settled)?;
@@ -349,11 +349,12 @@ pub(super) async fn bring_back(cx: &OpContext, entry: &InterruptionEntry) -> Res
         let path = token.claim.clone();
         // Looked at first: who held it until then has frozen the last one before we thaw.
         let (begun, free) = blocking(move || {
-            look_at(&path).map_err(|e| AdapterError::io(format!("cannot look at `{}`", path.display()), e))
+            claim::look_at(&path)
+                .map_err(|e| AdapterError::io(format!("cannot look at `{}`", path.display()), e))
         })
         .await?;
         let ours = token.file_systems.iter().enumerate();
-        let ours = ours.filter(|(n, _)| begun.as_ref().is_none_or(|begun| begun.contains(&index(*n))));
+        let ours = ours.filter(|(n, _)| begun.as_ref().is_none_or(|begun| begun.contains(&claim::index(*n))));
         // All at once: one that waits for another must not keep that from it.
         for done in join_all(ours.map(|(_, held)| thaw_by_device(&token.program, held))).await {
             undone |= done? == Done::Yes;
@@ -388,33 +389,6 @@ async fn thaw_by_device(program: &Path, held: &Held) -> Result<Done, AdapterErro
     }
 }
 
-/// How a claim names the `n`th file system.
-fn index(n: usize) -> u8 {
-    u8::try_from(n).unwrap_or(u8::MAX)
-}
-
-/// Makes a claim, held by whoever has it open.
-fn claim(path: &Path) -> io::Result<File> {
-    let file = File::options().create(true).append(true).open(path)?;
-    flock(&file, FlockOperation::NonBlockingLockExclusive)?;
-    file.set_len(0)?;
-    Ok(file)
-}
-
-/// What a claim says, `None` if it went with its run; and whether nobody holds it any more.
-fn look_at(path: &Path) -> io::Result<(Option<Vec<u8>>, bool)> {
-    let free = match File::open(path) {
-        Ok(file) => match flock(&file, FlockOperation::NonBlockingLockShared) {
-            Ok(()) => true,
-            Err(rustix::io::Errno::WOULDBLOCK) => false,
-            Err(e) => return Err(e.into()),
-        },
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok((None, true)),
-        Err(e) => return Err(e),
-    };
-    Ok((Some(fs::read(path)?), free))
-}
-
 /// An error that itself says what to do: of a service's error in a run, the line alone is shown.
 fn refused(kind: Kind, what: impl Into<String>, said: &str, help: &str) -> AdapterError {
     error(kind, what).with_source(format!("{said}; {help}"))
@@ -431,29 +405,4 @@ async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|e| {
         Err(error(Kind::Other, "the work on file systems stopped unexpectedly").with_source(e))
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_claim_is_free_once_nobody_has_it_open() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("frozen");
-        assert_eq!(look_at(&path).unwrap(), (None, true));
-        let mut held = claim(&path).unwrap();
-        held.write_all(&[index(0), index(1)]).unwrap();
-        assert!(claim(&path).is_err(), "one at a time");
-        assert_eq!(look_at(&path).unwrap(), (Some(vec![0, 1]), false));
-        // As in a program that still has it as its standard input.
-        let child = held.try_clone().unwrap();
-        drop(held);
-        assert!(!look_at(&path).unwrap().1);
-        child.set_len(1).unwrap();
-        drop(child);
-        assert_eq!(look_at(&path).unwrap(), (Some(vec![0]), true));
-        drop(claim(&path).unwrap());
-        assert_eq!(look_at(&path).unwrap().0, Some(vec![]), "a new attempt has begun nothing");
-    }
 }

@@ -268,6 +268,16 @@ async fn whoever_thaws_in_its_place_does_so_until_the_run_is_over() {
     let later = operation(dir.path());
     assert_eq!(adapter.bring_back(&later, &entry).await.unwrap(), Replay::Undone);
     assert_eq!(adapter.bring_back(&later, &entry).await.unwrap(), Replay::NothingToDo);
+    // A program of the dead run is still to freeze: it has the claim.
+    let claim = std::fs::File::open(cx.spool.join("frozen")).unwrap();
+    rustix::fs::flock(&claim, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    let mut orphan = std::process::Command::new("sh");
+    orphan.args(["-c", "sleep 1; exec fsfreeze --freeze \"$0\""]).arg(disk.path()).stdin(claim);
+    let mut child = orphan.spawn().unwrap();
+    drop(orphan);
+    assert_eq!(adapter.bring_back(&later, &entry).await.unwrap(), Replay::Undone);
+    assert!(child.try_wait().unwrap().is_some_and(|ended| ended.success()), "it has frozen");
+    assert!(!disk.is_frozen());
     // A restart thaws: what is frozen since is somebody else's.
     disk.freeze();
     let mut before = entry;

@@ -177,23 +177,41 @@ mod tests {
     }
 
     #[test]
-    fn volumes_are_told_by_the_serial_number_of_a_partitions_disk() {
+    fn what_is_on_another_volume_is_refused_and_what_is_on_one_of_the_set_is_known() {
         let dir = tempfile::tempdir().unwrap();
         let write = |path: &str, text: &str| {
             let path = dir.path().join(path);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, text).unwrap();
         };
-        write("proc/self/mountinfo", "99 1 259:7 / /mnt/my\\040data rw - xfs /dev/nvme1n1p1 rw\n");
+        // One that is a file system of its own everywhere stands for that of the volume.
+        write(
+            "proc/self/mountinfo",
+            "98 1 8:1 / /mnt/my\\040data rw - xfs /dev/sda1 rw\n99 1 259:7 / /proc rw - xfs /dev/x rw\n",
+        );
+        let host = Host::at(dir.path());
+        assert_eq!(host.mount_table()[0].target, Path::new("/mnt/my data"));
+        let look = |set: &[String]| inspect(&host, &["/proc".into()], &[], set);
+        assert_eq!(look(&[]).unwrap()[0].volumes, Vec::<String>::new(), "a disk without a serial number");
         write("sys/devices/nvme1n1/nvme1n1p1/partition", "1\n");
         write("sys/devices/nvme1n1/device/serial", "vol0abc      \n");
         fs::create_dir_all(dir.path().join("sys/dev/block")).unwrap();
         std::os::unix::fs::symlink("../../devices/nvme1n1/nvme1n1p1", dir.path().join("sys/dev/block/259:7"))
             .unwrap();
-        let host = Host::at(dir.path());
-        let mounted = &host.mount_table()[0];
-        assert_eq!(mounted.target, Path::new("/mnt/my data"));
-        assert_eq!(host.serials_under(mounted.device), [Some("vol-0abc".to_owned())]);
-        assert_eq!(host.serials_under(Device { major: 7, minor: 1 }), [None]);
+        let says = backup_core::chain(&look(&["vol-0def".to_owned()]).unwrap_err());
+        assert!(says.contains("it is on vol-0abc, of which no snapshot is made; "), "{says}");
+        assert_eq!(look(&["vol-0abc".to_owned()]).unwrap()[0].volumes, ["vol-0abc"]);
+        // A mapping (LVM, LUKS) lies on what is below it.
+        write("sys/devices/virtual/dm-0/dm/name", "data\n");
+        let below = dir.path().join("sys/devices/virtual/dm-0/slaves");
+        fs::create_dir_all(&below).unwrap();
+        std::os::unix::fs::symlink("../../../nvme1n1/nvme1n1p1", below.join("nvme1n1p1")).unwrap();
+        std::os::unix::fs::symlink("../../devices/virtual/dm-0", dir.path().join("sys/dev/block/253:0"))
+            .unwrap();
+        write("proc/self/mountinfo", "99 1 253:0 / /proc rw - xfs /dev/mapper/data rw\n");
+        assert_eq!(look(&["vol-0abc".to_owned()]).unwrap()[0].volumes, ["vol-0abc"]);
+        write("proc/swaps", "Filename Type Size Used Priority\n/proc/version file 1 0 -2\n");
+        let says = backup_core::chain(&look(&["vol-0abc".to_owned()]).unwrap_err());
+        assert!(says.contains("a swap file (`/proc/version`)"), "{says}");
     }
 }
