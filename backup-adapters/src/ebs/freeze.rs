@@ -161,8 +161,8 @@ impl Freeze {
         let held: Vec<Held> =
             file_systems.iter().map(|f| Held { mount: f.mount.clone(), device: f.device }).collect();
         let path = cx.spool.join("frozen");
-        let claim =
-            claim::make(&path).map_err(|e| AdapterError::io(format!("cannot make `{}`", path.display()), e))?;
+        let claim = claim::make(&path)
+            .map_err(|e| AdapterError::io(format!("cannot make `{}`", path.display()), e))?;
         let names: Vec<String> = held.iter().map(|h| h.mount.display().to_string()).collect();
         let token = Token { program: self.program.clone(), file_systems: held, claim: path };
         let announced = Interruption::announce(
