@@ -60,12 +60,11 @@ pub(super) fn steps(backup: &HandContext<'_>) -> Vec<HandStep> {
              aws ec2 attach-volume --volume-id \"$VOLUME\" --instance-id \"$INSTANCE\" --device {}",
             shell_quote(at)
         ));
-        let frozen =
-            artifact.attributes.get("frozen").and_then(|f| f.as_array()).is_some_and(|f| !f.is_empty());
-        let still = if frozen {
-            "\nIts file system stood still for the snapshot: nothing has to be replayed."
-        } else {
-            ""
+        let frozen = artifact.attributes.get("frozen").and_then(|f| f.as_array());
+        let places: Vec<&str> = frozen.into_iter().flatten().filter_map(|f| f.as_str()).collect();
+        let still = match places.is_empty() {
+            true => String::new(),
+            false => format!("\nNobody wrote to {} while the snapshot began.", places.join(", ")),
         };
         steps.push(HandStep::new(format!("Make and attach the volume of {device}{boots}.{still}"), make));
         let find = format!(

@@ -7,14 +7,17 @@ use aws_sdk_ec2::types::Tag;
 use backup_core::testkit::adapter_suite::AdapterFixture;
 use backup_core::{OpContext, ServiceAdapter};
 
+use crate::disk::{Disk, freeze_line};
 use crate::support::{Account, ID, Keys, SECRET, moto};
 
-struct Fixture(Account);
+/// Perhaps with a file system that stands still meanwhile.
+struct Fixture(Account, Option<Disk>);
 
 #[async_trait]
 impl AdapterFixture for Fixture {
     fn adapter(&self) -> Arc<dyn ServiceAdapter> {
-        Arc::new(self.0.adapter(moto().address, ""))
+        let freeze = self.1.as_ref().map(|disk| freeze_line(&[disk]));
+        Arc::new(self.0.adapter(moto().address, &freeze.unwrap_or_default()))
     }
     async fn mutate(&self) {
         let tag = Tag::builder().key("changed").value("yes").build();
@@ -39,5 +42,11 @@ impl AdapterFixture for Fixture {
 backup_core::adapter_conformance_tests!(
     #[ignore = "live: moto in a container"]
     ebs,
-    || async { Fixture(Account::at("af-south-1").await) }
+    || async { Fixture(Account::at("af-south-1").await, None) }
+);
+
+backup_core::adapter_conformance_tests!(
+    #[ignore = "live: moto in a container, root and loop devices"]
+    ebs_with_freeze,
+    || async { Fixture(Account::at("af-south-1").await, Some(Disk::ext4())) }
 );

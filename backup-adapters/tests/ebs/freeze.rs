@@ -8,7 +8,7 @@ use backup_core::runtime::{InterruptionEntry, Replay};
 use backup_core::state::FileJournal;
 use backup_core::testkit::adapter_suite::{Captured, capture};
 use backup_core::{
-    AdapterError, AdapterErrorKind as Kind, Consistency, OpContext, ServiceAdapter as _, chain,
+    AdapterError, AdapterErrorKind as Kind, Consistency, HandContext, OpContext, ServiceAdapter as _, chain,
 };
 use tempfile::TempDir;
 use tokio::sync::Barrier;
@@ -85,6 +85,12 @@ async fn writes_stand_still_until_the_snapshots_have_begun_and_go_on_after() {
     // A loop device is no volume.
     assert_eq!(report.warnings.iter().filter(|w| w.contains("does not tell")).count(), 2);
     assert_eq!(journal.entries().await.unwrap(), []);
+    // Of a volume that is known, the instructions say so.
+    let mut metadata = (*captured.metadata).clone();
+    metadata.artifacts[0].attributes.insert("frozen".to_owned(), serde_json::json!(["/mnt/data"]));
+    let steps = account.adapter(moto().address, "").by_hand(&HandContext { metadata: &metadata });
+    let told = steps.iter().filter(|s| s.text.contains("Nobody wrote to /mnt/data while")).count();
+    assert_eq!(told, 1, "{steps:#?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
