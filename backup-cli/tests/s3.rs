@@ -182,6 +182,21 @@ fn what_is_wrong_is_told_in_one_line_with_what_to_do() {
         let error: Vec<&str> = ran.err.lines().filter(|line| line.starts_with("error: ")).collect();
         assert!(error.len() == 1 && error[0].contains(says) && ran.err.contains(hint), "{ran:#?}");
     }
+    // Also of one step of a run.
+    let config = CONFIG
+        .replace("KEYS", "")
+        .replace("[store]", "copies = ['cloud']\nstore.url = 'near'\n[stores.cloud]");
+    world.write("backup.toml", &config.replace("[store.options]", "[stores.cloud.options]"));
+    storage.ok(&world, &["init"]);
+    let wrong = [("AWS_ACCESS_KEY_ID", "nobody-knows-me"), ("AWS_SECRET_ACCESS_KEY", SECRET)];
+    let ran = storage.run(&world, &["run", "hourly"], &wrong);
+    assert_eq!(ran.code, 3, "{ran:#?}");
+    assert!(
+        ran.err.contains("does not know this access key") && ran.err.contains("hint: correct"),
+        "{ran:#?}"
+    );
+    let logs = storage.ok(&world, &["logs", "last"]);
+    assert!(logs.out.contains("hint: correct `access_key_id`"), "{logs:#?}");
 }
 
 const SERVICES: &str = "\

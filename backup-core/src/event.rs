@@ -95,6 +95,9 @@ pub enum Event {
         ms: u64,
         /// The error's chain, one line.
         error: Option<String>,
+        /// What to do about it, if its cause knows.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        hint: Option<String>,
     },
     /// Copying the backups of a service to another store ended.
     CopyFinished {
@@ -114,6 +117,9 @@ pub enum Event {
         ms: u64,
         /// The error's chain, one line.
         error: Option<String>,
+        /// What to do about it, if its cause knows.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        hint: Option<String>,
     },
     /// A step of saving what a host holds that goes away ended.
     StepFinished {

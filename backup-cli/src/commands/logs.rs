@@ -177,6 +177,9 @@ fn text(report: &RunReport) -> String {
         if let Some(error) = &step.error {
             said(step.service.as_str(), paint(RED, error));
         }
+        if let Some(hint) = &step.hint {
+            said(step.service.as_str(), format!("hint: {hint}"));
+        }
         for note in &step.notes {
             said(step.service.as_str(), note.clone());
         }

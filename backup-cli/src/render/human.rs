@@ -71,6 +71,14 @@ impl HumanEvents {
         change(bar);
     }
 
+    fn failed(&self, what: String, hint: Option<String>) {
+        let error = crate::error::CliError::failed(what);
+        self.ui.error(&match hint {
+            Some(hint) => error.hint(crate::error::one_line(&hint)),
+            None => error,
+        });
+    }
+
     fn finished(&self, service: &ServiceName, line: &str) {
         let removed = self.state.lock().unwrap_or_else(PoisonError::into_inner).bars.remove(service);
         if let Some(removed) = removed {
@@ -131,7 +139,16 @@ impl EventSink for HumanEvents {
                 }
             }
             Event::Warning { service, message } => self.ui.warn(&about(service.as_ref(), &message)),
-            Event::ServiceFinished { service, id, outcome: result, plain_bytes, stored_bytes, ms, error } => {
+            Event::ServiceFinished {
+                service,
+                id,
+                outcome: result,
+                plain_bytes,
+                stored_bytes,
+                ms,
+                error,
+                hint,
+            } => {
                 let (word, colour) = outcome(result);
                 let width = self.state.lock().unwrap_or_else(PoisonError::into_inner).width;
                 // Padded before it is painted: escape codes have no width.
@@ -153,7 +170,7 @@ impl EventSink for HumanEvents {
                         // It is stored, and it may be right.
                         return self.ui.warn(&about(Some(&service), &format!("suspect: {error}")));
                     }
-                    self.ui.error(&crate::error::CliError::failed(about(Some(&service), &error)));
+                    self.failed(about(Some(&service), &error), hint);
                 }
             }
             Event::CopyFinished {
@@ -165,6 +182,7 @@ impl EventSink for HumanEvents {
                 stored_bytes,
                 ms,
                 error,
+                hint,
             } => {
                 let (word, colour) = outcome(result);
                 let width = self.state.lock().unwrap_or_else(PoisonError::into_inner).width;
@@ -180,8 +198,7 @@ impl EventSink for HumanEvents {
                 line.push_str(&format!("  {}", format::millis(ms)));
                 self.finished(&service, &line);
                 if let Some(error) = error.filter(|_| result != Outcome::Cancelled) {
-                    let what = about(Some(&service), &format!("copy to {store}: {error}"));
-                    self.ui.error(&crate::error::CliError::failed(what));
+                    self.failed(about(Some(&service), &format!("copy to {store}: {error}")), hint);
                 }
             }
             Event::PartFinished { part, kind, outcome: result, ms, error, last_lines } => {

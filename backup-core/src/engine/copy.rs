@@ -187,6 +187,7 @@ impl Inner {
         step.copies = Some(service::nothing_yet(to));
         step.outcome = Outcome::Failed;
         step.error = Some(chain(error));
+        step.hint = crate::error::advice(error).map(str::to_owned);
         self.announce_copy(&step);
         step
     }

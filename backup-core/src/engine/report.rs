@@ -73,6 +73,9 @@ pub struct StepReport {
     pub phases: Vec<PhaseReport>,
     /// The error's chain, one line.
     pub error: Option<String>,
+    /// What to do about it, if its cause knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
     /// What an operator should know, one line each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
@@ -117,6 +120,7 @@ impl StepReport {
             restore_ms: None,
             phases: Vec::new(),
             error: None,
+            hint: None,
             notes: Vec::new(),
             copies: None,
         }
@@ -141,6 +145,7 @@ impl StepReport {
             _ => Outcome::Failed,
         };
         self.error = Some(chain(error));
+        self.hint = crate::error::advice(error).map(str::to_owned);
     }
 
     /// Whether the service is safe after this step: done, or nothing to do.
@@ -185,6 +190,7 @@ impl Inner {
             stored_bytes: step.stored_bytes,
             ms: step.ms,
             error: step.error.clone(),
+            hint: step.hint.clone(),
         });
     }
 

@@ -106,6 +106,7 @@ impl Inner {
             stored_bytes: step.stored_bytes,
             ms: step.ms,
             error: step.error.clone(),
+            hint: step.hint.clone(),
         });
     }
 
