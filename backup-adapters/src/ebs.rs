@@ -228,8 +228,8 @@ impl ServiceAdapter for Ebs {
     }
 
     fn capabilities(&self) -> Capabilities {
-        // What a restore makes is a new volume: `Ebs::restore`.
-        Capabilities::backup_only()
+        // What a restore makes is a new volume: `Ebs::restore`. Tags alone are enough to find snapshots by.
+        Capabilities::backup_only().with_found_without_catalog()
     }
 
     async fn check(&self, cx: &OpContext) -> Result<(), AdapterError> {

@@ -1,7 +1,7 @@
 //! What a verb works with: the user's wishes, and (asked for) the engine over the configuration that was found.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use backup_core::catalog::Catalog;
@@ -62,7 +62,7 @@ pub(crate) struct Context {
     pub(crate) interrupt: Interrupt,
     /// The directory that the program was started in.
     pub(crate) dir: PathBuf,
-    engine: OnceLock<Engine>,
+    engines: Mutex<Vec<Engine>>,
 }
 
 /// An opened configuration.
@@ -79,7 +79,7 @@ pub(crate) struct Session {
 }
 
 /// What was configured, as it was written.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Written {
     pub(crate) config: Config,
     /// The folder that relative paths are meant from.
@@ -87,7 +87,7 @@ pub(crate) struct Written {
 }
 
 /// A configuration that was read and resolved.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Prepared {
     pub(crate) plan: BackupPlan,
     pub(crate) intervals: Vec<Interval>,
@@ -112,13 +112,14 @@ impl Context {
     pub(crate) fn new(cli: Cli, mut global: Global, ui: Arc<Ui>) -> Result<Self, CliError> {
         global.config = global.config.or_else(|| environment::path("BACKUP_CONFIG"));
         let (clock, dir) = (environment::clock()?, environment::current_dir()?);
-        Ok(Self { cli, global, ui, clock, interrupt: Interrupt::default(), dir, engine: OnceLock::new() })
+        Ok(Self { cli, global, ui, clock, interrupt: Interrupt::default(), dir, engines: Mutex::default() })
     }
 
     /// Does what a verb says, and waits for what it left to be tidied up.
     pub(crate) async fn perform(&self, verb: crate::args::Verb) -> Result<Done, CliError> {
         let ended = verb.run(self).await;
-        if let Some(engine) = self.engine.get() {
+        let engines = self.engines().clone();
+        for engine in engines {
             engine.shutdown().await;
         }
         if !self.interrupt.happened() {
@@ -126,6 +127,10 @@ impl Context {
         }
         // What was finished in spite of the signal is told; the code still says that there was one.
         ended.map(|done| Done { code: exit_code::INTERRUPTED, ..done })
+    }
+
+    fn engines(&self) -> MutexGuard<'_, Vec<Engine>> {
+        self.engines.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The configuration file that counts, if there is one.
@@ -255,6 +260,8 @@ impl Context {
         let Prepared { plan, intervals, file, configuration, state_dir, written } = prepared;
         let state = StateDir::open(state_dir)?;
         let catalog = match state.cache(catalog.store_id()) {
+            // It has an id only once it was reached.
+            _ if catalog.store_id().is_empty() => catalog,
             Ok(cache) => catalog.with_cache(cache),
             Err(e) => {
                 tracing::debug!(error = %e, "There is no cache.");
@@ -286,7 +293,13 @@ impl Context {
         if let Some(stack) = stack {
             engine = engine.stack(stack);
         }
-        let engine = self.engine.get_or_init(|| engine.build()).clone();
+        let mut engines = self.engines();
+        if let Some(first) = engines.first() {
+            engine = engine.in_emergencies_with(first);
+        }
+        let engine = engine.build();
+        engines.push(engine.clone());
+        drop(engines);
         Ok(Session { engine, intervals, configured, configuration, written })
     }
 

@@ -11,7 +11,9 @@ use self::server::Server;
 use super::redis::until;
 use super::support::{Ran, World, tree};
 
+mod gate;
 mod git;
+mod reach;
 mod saved;
 mod server;
 

@@ -24,7 +24,7 @@ use crate::clock::Clock;
 use crate::error::{BackupError, StoreError};
 use crate::id::{BackupId, Interval, ServiceName, StoreKey, Timestamp};
 use crate::metadata::{Metadata, Reservation};
-use crate::store::Store;
+use crate::store::{Store, Unreachable};
 
 mod cache;
 mod copies;
@@ -128,6 +128,14 @@ impl Catalog {
             )));
         }
         Ok(Self { store, mark, clock, cache: None })
+    }
+
+    /// A catalog for as long as its store cannot be reached, for what must be done all the same: everything that needs the
+    /// store fails at once, and says `why`. It has no id.
+    #[must_use]
+    pub fn unreachable(store: impl Into<String>, why: impl Into<String>, clock: Arc<dyn Clock>) -> Self {
+        let mark = StoreMark { id: String::new(), layout: LAYOUT, created_at: clock.now() };
+        Self { store: Arc::new(Unreachable::new(store, why)), mark, clock, cache: None }
     }
 
     /// Keeps a cache of listings in `dir`, a folder of the state directory.

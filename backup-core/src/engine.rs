@@ -57,6 +57,7 @@ mod settle;
 mod smoke;
 mod status;
 mod thaw;
+mod unrecorded;
 mod verify;
 
 pub use back_up::BackupRequest;
@@ -182,6 +183,13 @@ impl EngineBuilder {
     /// How long to wait for another process's lock on a service; [`LOCK_PATIENCE`] by default.
     pub fn lock_patience(mut self, patience: Duration) -> Self {
         self.0.patience = patience;
+        self
+    }
+
+    /// Is one with `other`, an engine of this process over the same state directory, when the host goes away: what either
+    /// of them saves then counts as one answer.
+    pub fn in_emergencies_with(mut self, other: &Engine) -> Self {
+        self.0.emergency = Arc::clone(&other.inner.emergency);
         self
     }
 

@@ -18,10 +18,12 @@ use crate::source::ByteStream;
 mod local;
 mod memory;
 mod split;
+mod unreachable;
 
 pub use local::LocalStore;
 pub use memory::MemoryStore;
 pub use split::SplitStore;
+pub(crate) use unreachable::Unreachable;
 
 /// Keeps bytes under keys. Knows nothing about backups: [`Catalog`](crate::Catalog) does.
 ///

@@ -6,7 +6,7 @@ use std::time::Duration;
 use backup_adapters::notify::{self, Channel};
 use backup_adapters::spot::{Surroundings, steps};
 use backup_core::Interval;
-use backup_core::config::SpotConfig;
+use backup_core::config::{SpotAction, SpotConfig};
 use backup_core::engine::{FlushReport, FlushRequest};
 use backup_core::plan::SPOT;
 use tokio::time::Instant;
@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use crate::context::{Context, Done, Session};
 use crate::error::CliError;
 
+mod reach;
 mod simulate;
 mod watch;
 
@@ -53,16 +54,18 @@ impl Args {
             return Err(CliError::usage("there is no configuration that says what is to be saved")
                 .hint("`backup init` writes one; add `[spot]` to it"));
         };
-        let session = cx.open_file(&file, crate::context::Opening::Existing).await?;
-        let Some(config) = session.plan().spot.clone() else {
+        let prepared = cx.prepare_file(&file)?;
+        let Some(config) = prepared.plan.spot.clone() else {
             return Err(CliError::usage("the section [spot] is missing in the configuration").hint(
                 "add `[spot]`; below it e.g. `repositories = [\"/srv/app\"]` and `stop = [\"model-server\"]`, or nothing",
             ));
         };
-        let spot = Spot::new(session, config);
         match &self.what {
-            What::Watch(args) => args.run(cx, &spot).await,
-            What::Simulate(args) => args.run(cx, &spot).await,
+            What::Watch(args) => args.run(cx, prepared, config).await,
+            What::Simulate(args) => {
+                let session = cx.open(prepared, crate::context::Opening::Existing).await?;
+                args.run(cx, &Spot::new(session, config)).await
+            }
         }
     }
 }
@@ -97,6 +100,16 @@ impl Spot {
             deadline: Instant::now() + left,
             rehearsal,
         })
+    }
+
+    /// The steps that need the store, and those that tell people of them.
+    fn over_the_store(&self, request: FlushRequest) -> FlushRequest {
+        let of_store =
+            |a: &SpotAction| matches!(a, SpotAction::BackUp(_) | SpotAction::Copy(_) | SpotAction::Notice);
+        let wanted = |name: &str| self.config.steps.iter().any(|s| s.name == name && of_store(&s.action));
+        let mut request = request;
+        request.steps.retain(|step| wanted(&step.name));
+        request
     }
 
     async fn flush(&self, cx: &Context, request: &FlushRequest) -> Result<FlushReport, CliError> {

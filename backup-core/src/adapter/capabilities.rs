@@ -18,6 +18,9 @@ pub struct Capabilities {
     pub ask: bool,
     /// What it backs up are secrets as such, e.g. passwords: copies leave the host only encrypted, unless the user insists.
     pub secrets: bool,
+    /// What it backs up stays elsewhere, and can be found there without the catalog: worth making on a host that goes away
+    /// also when no backup can be written down.
+    pub found_without_catalog: bool,
 }
 
 impl Capabilities {
@@ -32,6 +35,7 @@ impl Capabilities {
             undo: true,
             ask: false,
             secrets: false,
+            found_without_catalog: false,
         }
     }
 
@@ -46,6 +50,7 @@ impl Capabilities {
             undo: false,
             ask: false,
             secrets: false,
+            found_without_catalog: false,
         }
     }
 
@@ -66,6 +71,12 @@ impl Capabilities {
     #[must_use]
     pub const fn with_secrets(mut self, secrets: bool) -> Self {
         self.secrets = secrets;
+        self
+    }
+    /// Says that what it backs up stays elsewhere, and can be found there without the catalog.
+    #[must_use]
+    pub const fn with_found_without_catalog(mut self) -> Self {
+        self.found_without_catalog = true;
         self
     }
 }

@@ -66,7 +66,14 @@ impl Inner {
             budget = Some(budget.map_or(left, |budget| budget.min(left)));
         }
         let until = deadline(budget);
-        let mut draft = self.reserve(run, name, interval, budget).await?;
+        let mut draft = if Self::does_without_store(run, service) {
+            match self.reserve_soon(run, service, interval, budget).await {
+                Ok(draft) => draft,
+                Err(e) => return Err(self.capture_unrecorded(run, service, interval, until, e).await),
+            }
+        } else {
+            self.reserve(run, name, interval, budget).await?
+        };
         step.id = Some(draft.id().clone());
         self.events.emit(Event::ServiceStarted { service: name.clone(), id: Some(draft.id().clone()) });
         let started = Instant::now();
@@ -143,7 +150,7 @@ impl Inner {
         result
     }
 
-    async fn reserve(
+    pub(super) async fn reserve(
         &self,
         run: &Run,
         name: &ServiceName,
@@ -175,7 +182,7 @@ impl Inner {
     }
 
     /// Runs `work` until it ends, the run is cancelled, or the budget is used up.
-    async fn bounded<T>(
+    pub(super) async fn bounded<T>(
         &self,
         cx: &OpContext,
         budget: Option<Duration>,
@@ -322,7 +329,7 @@ impl Inner {
 }
 
 /// Runs one of the hooks that end a capture.
-async fn hook<T>(
+pub(super) async fn hook<T>(
     service: &PlannedService,
     stage: Stage,
     hook: impl FnOnce() -> BoxFuture<'static, Result<T, AdapterError>>,
@@ -337,7 +344,7 @@ async fn hook<T>(
 }
 
 /// `work`, with a panic in it as an error.
-async fn caught<T>(work: impl Future<Output = Result<T, BackupError>>) -> Result<T, BackupError> {
+pub(super) async fn caught<T>(work: impl Future<Output = Result<T, BackupError>>) -> Result<T, BackupError> {
     // Nothing that `work` changed is trusted afterwards: what it did not return is only discarded.
     AssertUnwindSafe(work).catch_unwind().await.unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<&str>().copied();

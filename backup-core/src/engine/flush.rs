@@ -200,7 +200,11 @@ impl Engine {
             error: s.error.clone(),
         });
         // What was done to the services stands in the reports of their own runs.
-        self.inner.finish_with(&run, Vec::new(), parts.collect()).await;
+        let written = self.inner.finish_with(&run, Vec::new(), parts.collect());
+        // A store that does not answer must not keep people from hearing how it ended.
+        if tokio::time::timeout(LAST_WORDS, written).await.is_err() {
+            self.inner.warn(None, format!("the report of {} was not written in time", run.id));
+        }
         Ok(report)
     }
 

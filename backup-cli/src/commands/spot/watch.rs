@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use backup_adapters::notify::{Message, Urgency, tell};
 use backup_adapters::spot::{Imds, Notice, NoticeKind, on_instance_store};
-use backup_core::engine::CopyRequest;
+use backup_core::config::SpotConfig;
+use backup_core::engine::{CopyRequest, FlushRequest};
 use backup_core::{Outcome, chain};
 use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::json;
@@ -12,8 +13,9 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::Spot;
+use super::reach::Stores;
 use crate::commands::ebs;
-use crate::context::{Context, Done};
+use crate::context::{Context, Done, Prepared};
 use crate::error::CliError;
 use crate::format;
 
@@ -22,14 +24,17 @@ use crate::format;
 const PROMISED: Duration = Duration::from_secs(120);
 const LEAST: Duration = Duration::from_secs(20);
 
+/// What a store must be reached for before the end, for anything to be saved to it.
+const WORTH_IT: Duration = Duration::from_secs(5);
+
 /// How long after its announced end a host must still be there to count as one that stayed.
 const STAYED: TimeDelta = TimeDelta::minutes(5);
 
 /// How long EC2 is asked at the start: the watch does not wait for it.
 const ASKING: Duration = Duration::from_secs(10);
 
-/// How often it is told again that nobody could tell us of a notice.
-const REMIND: Duration = Duration::from_secs(600);
+/// How often trouble is told again: that nobody could tell us of a notice, or that a store cannot be reached.
+pub(super) const REMIND: Duration = Duration::from_secs(600);
 
 /// Wait for the notice, and answer it
 ///
@@ -54,12 +59,19 @@ struct Seen {
 }
 
 impl Args {
-    pub(super) async fn run(&self, cx: &Context, spot: &Spot) -> Result<Done, CliError> {
-        let imds = Imds::new(spot.config.metadata.as_deref())
+    pub(super) async fn run(
+        &self,
+        cx: &Context,
+        prepared: Prepared,
+        config: SpotConfig,
+    ) -> Result<Done, CliError> {
+        let imds = Imds::new(config.metadata.as_deref())
             .map_err(|e| CliError::usage("[spot] cannot be watched").because(&e))?;
         let stop = cx.interrupt.graceful();
-        warn_of_what_would_be_lost(cx, spot);
-        warn_of_volumes(cx, spot).await;
+        let (mut stores, session) = Stores::open(cx, prepared).await?;
+        let mut spot = Spot::new(session, config);
+        warn_of_what_would_be_lost(cx, &spot);
+        warn_of_volumes(cx, &spot).await;
         cx.ui.note(&format!("watching for a notice, every {}", format::duration(spot.config.poll)));
         let mut seen = Seen::default();
         let mut tick = tokio::time::interval(spot.config.poll);
@@ -67,6 +79,10 @@ impl Args {
         loop {
             tokio::select! {
                 () = stop.cancelled() => break,
+                session = stores.changed() => {
+                    spot = Spot::new(session?, spot.config);
+                    continue;
+                }
                 _ = tick.tick() => {}
             }
             let signals = match imds.look().await {
@@ -99,13 +115,15 @@ impl Args {
                     let _late = tokio::time::timeout(Duration::from_secs(2), copying.join_all()).await;
                 }
                 // A signal does not cut this short: the system that shuts down sends one.
-                answer(cx, spot, notice).await?;
+                if let Some(over_the_store) = answer(cx, &spot, &mut stores, notice).await? {
+                    spot = over_the_store;
+                }
                 if self.once || stop.is_cancelled() {
                     break;
                 }
             } else if signals.rebalance.is_some() && seen.rebalance != signals.rebalance {
                 seen.rebalance = signals.rebalance;
-                seen.copying = Some(copy_now(cx, spot));
+                seen.copying = Some(copy_now(cx, &spot));
             }
         }
         if let Some((cancel, copying)) = seen.copying {
@@ -127,7 +145,14 @@ fn silent(cx: &Context, seen: &mut Seen, why: &str) {
     }
 }
 
-async fn answer(cx: &Context, spot: &Spot, notice: Notice) -> Result<(), CliError> {
+/// Answers a notice. What needs the store is done as soon as that can be reached, and the rest at once; returns what is
+/// watched with from then on, if it was reached only now.
+async fn answer(
+    cx: &Context,
+    spot: &Spot,
+    stores: &mut Stores<'_>,
+    notice: Notice,
+) -> Result<Option<Spot>, CliError> {
     let left = time_left(notice, cx.clock.now());
     let fate = format!("{} at {}", notice.kind, notice.time.format("%H:%M:%S UTC"));
     cx.ui.warn(&format!("this host goes away: {fate}"));
@@ -137,13 +162,37 @@ async fn answer(cx: &Context, spot: &Spot, notice: Notice) -> Result<(), CliErro
             &json!({ "event": "notice", "action": notice.kind, "time": time, "left_ms": left.as_millis() }),
         );
     }
-    let request = spot.request(left, fate, false)?;
-    let report = match spot.flush(cx, &request).await {
+    let request = spot.request(left, fate.clone(), false)?;
+    if stores.is_open() {
+        flush(cx, spot, &request).await;
+        return Ok(None);
+    }
+    // The next attempt may be a minute away.
+    stores.hurry();
+    let once_reached = async {
+        let latest = request.deadline.checked_sub(WORTH_IT).unwrap_or(request.deadline);
+        let session = match tokio::time::timeout_at(latest, stores.opened()).await {
+            Ok(opened) => opened?,
+            Err(_) => return Ok(None),
+        };
+        let spot = Spot::new(session, spot.config.clone());
+        let left = request.deadline.saturating_duration_since(tokio::time::Instant::now());
+        let request = spot.over_the_store(spot.request(left, fate, false)?);
+        flush(cx, &spot, &request).await;
+        Ok(Some(spot))
+    };
+    let ((), reached) = tokio::join!(flush(cx, spot, &request), once_reached);
+    reached
+}
+
+/// Does the steps, and tells what came of them.
+async fn flush(cx: &Context, spot: &Spot, request: &FlushRequest) {
+    let report = match spot.flush(cx, request).await {
         Ok(report) => report,
         // Another process answers it already.
         Err(e) => {
             cx.ui.error(&e);
-            return Ok(());
+            return;
         }
     };
     if cx.ui.is_json() {
@@ -157,7 +206,6 @@ async fn answer(cx: &Context, spot: &Spot, notice: Notice) -> Result<(), CliErro
         0 => cx.ui.note(&format!("everything was saved, in {took}")),
         n => cx.ui.warn(&format!("{n} of {} steps failed; it took {took}", report.steps.len())),
     }
-    Ok(())
 }
 
 /// How long the host has. Hibernation begins with the notice.
