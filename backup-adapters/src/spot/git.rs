@@ -80,8 +80,9 @@ struct Repository {
     tree: PathBuf,
     git_dir: PathBuf,
     user: Option<Owner>,
-    /// The user has a command of their own to reach servers with, with a key for this one perhaps.
-    own_ssh: bool,
+    /// How servers are reached: by the user's own command if there is one, with a key for this one perhaps. `None` before
+    /// that is known.
+    ssh: Option<String>,
     until: Instant,
 }
 
@@ -119,7 +120,7 @@ impl Repository {
             _ => None,
         };
         let (tree, git_dir) = (tree.to_owned(), PathBuf::new());
-        let mut repository = Self { tree, git_dir, user, own_ssh: true, until };
+        let mut repository = Self { tree, git_dir, user, ssh: None, until };
         let said =
             repository.git(&["rev-parse", "--show-toplevel", "--absolute-git-dir"], None, None).await?;
         let mut lines = said.text()?.lines();
@@ -128,7 +129,8 @@ impl Repository {
             _ => return Err(other("git does not say where the repository is")),
         }
         let configured = ["config", "--get", "core.sshCommand"];
-        repository.own_ssh = !repository.git_accepting(&configured, None, None, &[0, 1]).await?.0.is_empty();
+        let own = repository.git_accepting(&configured, None, None, &[0, 1]).await?;
+        repository.ssh = names::unasking(own.text()?.trim());
         Ok(repository)
     }
 
@@ -176,7 +178,8 @@ impl Repository {
         let pushed =
             self.git(&["push", "--quiet", "--no-verify", "--", &wanted.remote, &to], None, None).await;
         pushed.map_err(|e| {
-            other(format!("{what} are on the branch {name}, which was not pushed")).with_source(e)
+            let help = names::what_to_do(&chain(&e)).map(|help| format!(" ({help})")).unwrap_or_default();
+            other(format!("{what} on the branch {name}, which was not pushed{help}")).with_source(e)
         })?;
         Ok(format!("pushed {what} to {} as {name}", wanted.remote))
     }
@@ -294,9 +297,7 @@ impl Repository {
         all.extend(
             ["GIT_TERMINAL_PROMPT=0", "GIT_ASKPASS=true", "SSH_ASKPASS_REQUIRE=never"].map(str::to_owned),
         );
-        if !self.own_ssh {
-            all.push("GIT_SSH_COMMAND=ssh -o BatchMode=yes -o ConnectTimeout=5".to_owned());
-        }
+        all.extend(self.ssh.iter().map(|ssh| format!("GIT_SSH_COMMAND={ssh}")));
         for who in ["AUTHOR", "COMMITTER"] {
             all.push(format!("GIT_{who}_NAME=backup"));
             all.push(format!("GIT_{who}_EMAIL=backup@localhost"));

@@ -64,6 +64,34 @@ pub(super) fn scrubbed(text: &str) -> String {
     out
 }
 
+/// The command that git reaches servers with, which asks nobody anything: OpenSSH, in the user's own way if there is one.
+/// `None` for another program, which has words of its own.
+pub(super) fn unasking(own: &str) -> Option<String> {
+    let ssh = if own.is_empty() { "ssh" } else { own };
+    let program = ssh.split(' ').next().and_then(|word| word.rsplit('/').next());
+    // What stands first counts to ssh: what the user has set holds.
+    (program == Some("ssh")).then(|| format!("{ssh} -o BatchMode=yes -o ConnectTimeout=5"))
+}
+
+/// What a person can do about a push that failed, by git's words or those of ssh.
+pub(super) fn what_to_do(said: &str) -> Option<&'static str> {
+    let known = [
+        (
+            "Authentication failed",
+            "git has no credentials for it: `git config credential.helper` sets where they are kept",
+        ),
+        (
+            "Host key verification failed",
+            "put the server's key into known_hosts of the user who owns the work tree",
+        ),
+        (
+            "Permission denied (",
+            "the user who owns the work tree needs a key without a passphrase that the server knows",
+        ),
+    ];
+    known.into_iter().find(|(words, _)| said.contains(words)).map(|(_, help)| help)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -84,6 +112,14 @@ mod tests {
         assert_eq!(branch("ip-10-0-0-1", at), "spot/ip-10-0-0-1/20260309_043820");
         assert_eq!(branch("..a b.lock/", at), "spot/a-b-lock/20260309_043820");
         assert_eq!(branch("…", at), "spot/host/20260309_043820");
+    }
+
+    #[test]
+    fn ssh_asks_nobody_and_other_programs_are_left_alone() {
+        let quiet = " -o BatchMode=yes -o ConnectTimeout=5";
+        assert_eq!(unasking(""), Some(format!("ssh{quiet}")));
+        assert_eq!(unasking("/usr/bin/ssh -i key"), Some(format!("/usr/bin/ssh -i key{quiet}")));
+        assert_eq!(unasking("plink -batch"), None);
     }
 
     #[test]
