@@ -14,6 +14,7 @@ use super::support::{Ran, World, tree};
 mod gate;
 mod git;
 mod reach;
+mod remote;
 mod saved;
 mod server;
 
@@ -217,6 +218,102 @@ fn a_host_that_stayed_does_its_work_again() {
     watch.wait().unwrap();
 }
 
+/// Its time is over, or not told; then it is another one: each is answered once, with the time that there is in any case.
+#[test]
+fn odd_notices_are_answered_and_rubbish_is_none() {
+    let host = Host::new("");
+    let watch = host.watch(&["--json"]);
+    let say = |text: &str| host.server.says(|s| s.notice = Some(text.to_owned()));
+    let looks = "GET /latest/meta-data/spot/instance-action 200";
+    let seen = |n: usize| {
+        let before = host.server.asked(looks);
+        until("looks", || host.server.asked(looks) > before + 2);
+        assert_eq!(host.titles().len(), n, "{:?}", host.titles());
+    };
+    for rubbish in ["<html>captive portal</html>", "", "{}", "{\"action\": 7}"] {
+        say(rubbish);
+        seen(0);
+    }
+    for (n, notice, title) in [
+        (1, r#"{"action": "terminate", "time": "2026-03-09T04:00:00Z"}"#, "terminate at 04:00:00 UTC"),
+        (2, r#"{"action": "stop"}"#, "stop at a time that is not told"),
+        (3, r#"{"action": "hibernate", "time": "soon"}"#, "hibernate at a time that is not told"),
+        (4, NOTICE, "terminate at 04:39:20 UTC"),
+    ] {
+        host.world.write(".env", &format!("NTFY_TOPIC={TOPIC}\nN={n}\n"));
+        say(notice);
+        until("the notice to people", || host.titles().len() == 2 * n);
+        assert!(host.titles()[2 * n - 2].ends_with(title), "{:?}", host.titles());
+        assert_eq!(host.titles()[2 * n - 1], "ip-10-0-0-1: everything was saved");
+        seen(2 * n);
+    }
+    signal(&watch, Signal::TERM);
+    let ran = end(watch);
+    let left = ran
+        .lines()
+        .iter()
+        .filter(|l| l["event"] == "notice")
+        .map(|l| l["left_ms"].as_u64())
+        .collect::<Vec<_>>();
+    assert_eq!(left, [20_000, 120_000, 20_000, 60_000].map(Some), "{ran:#?}");
+    assert_eq!(ran.err.matches("a notice would be missed").count(), 1, "{ran:#?}");
+    assert_eq!(host.world.good().len(), 4);
+}
+
+/// The timer's run is anywhere when the notice comes: whatever it has committed is whole, the rest is gone, and what the
+/// notice is answered with is saved.
+#[test]
+fn a_notice_at_any_moment_of_a_run_leaves_what_is_whole() {
+    // A generator of Numerical Recipes: also for data that compresses badly, and so takes its time.
+    let mut random = 0x9e37_79b9_u64;
+    let mut next = move || {
+        random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223) % (1 << 32);
+        random
+    };
+    let lines: Vec<String> = (0..2_000_000).map(|_| format!("{:x}\n", next())).collect();
+    let data = lines.concat();
+    let prepared = || {
+        let host = Host::new("");
+        let config = host.world.read("backup.toml").replace("poll = '100ms'", "poll = '10ms'");
+        host.world.write("backup.toml", &format!("{config}[compression]\nlevel = 9\n"));
+        host.world.write("data/large", &data);
+        host
+    };
+    let host = prepared();
+    let began = Instant::now();
+    assert_eq!(host.run(&["run", "hourly"]).code, 0);
+    let whole = began.elapsed();
+    let mut cut = 0;
+    for round in 0..6 {
+        let host = prepared();
+        let watch = host.watch(&["--once", "--json"]);
+        let run = host.spawn(&["run", "hourly"]);
+        let pause = whole.mul_f64(next() as f64 / f64::from(u32::MAX));
+        std::thread::sleep(pause);
+        host.server.says(|s| s.notice = Some(NOTICE.to_owned()));
+        let (run, watch) = (end(run), end(watch));
+        cut += u32::from(run.code != 0);
+        assert_eq!(watch.code, 0, "{round}, after {pause:?}: {watch:#?}");
+        assert_eq!(step(&watch, "env")["outcome"], "ok", "{round}: {watch:#?}");
+        assert!([0, 1, 3, 130].contains(&run.code), "{round}, after {pause:?}: {run:#?}");
+        let good = host.world.good();
+        assert!(good.contains(&"env/spot/20260309_043820".to_owned()), "{round}: {good:?}");
+        assert_eq!(
+            good.contains(&"data/hourly/20260309_043820".to_owned()),
+            run.code == 0,
+            "{round}: {run:#?}"
+        );
+        host.world.ok(&["verify", "--level", "content"]);
+        // And afterwards nothing of it is in the way.
+        let again = host.world.run_at("2026-03-10T05:00:00Z", &["run", "hourly"]);
+        assert_eq!(again.code, 0, "{round}: {again:#?}");
+        let states: Vec<_> = host.run(&["list", "--json"]).lines();
+        let odd = states.iter().filter(|l| l["event"] == "backup" && l["state"] != "good").count();
+        assert_eq!(odd, 0, "{round}: {states:#?}");
+    }
+    assert!(cut > 0, "no run was at work when its notice came");
+}
+
 #[test]
 fn a_signal_does_not_cut_the_answer_short() {
     let mute = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -225,14 +322,19 @@ fn a_signal_does_not_cut_the_answer_short() {
         "steps = [{{ do = 'alert' }}, {{ do = 'back-up', services = ['slow'], budget = '3s' }}, {{ do = 'back-up', name = 'env', services = ['env'], after = ['back-up'] }}]\n\
          [services.slow]\nkind = 'redis'\nhost = '127.0.0.1'\nport = {port}\n"
     ));
-    let watch = host.watch(&["--json"]);
-    host.server.says(|s| s.notice = Some(NOTICE.to_owned()));
-    until("the alert", || host.titles().len() == 1);
-    signal(&watch, Signal::TERM);
-    let ran = end(watch);
-    assert_eq!(step(&ran, "back-up")["outcome"], "failed", "{ran:#?}");
-    assert_eq!(step(&ran, "env")["outcome"], "ok", "{ran:#?}");
-    assert_eq!(host.world.good(), ["env/spot/20260309_043820"]);
+    for (n, end_it) in [Signal::TERM, Signal::INT].into_iter().enumerate() {
+        host.world.write(".env", &format!("NTFY_TOPIC={TOPIC}\nN={n}\n"));
+        let watch = host.watch(&["--json"]);
+        host.server.says(|s| s.notice = Some(NOTICE.to_owned()));
+        until("the alert", || host.titles().len() == n + 1);
+        signal(&watch, end_it);
+        let ran = end(watch);
+        assert_eq!(ran.code, 130, "{ran:#?}");
+        assert_eq!(step(&ran, "back-up")["outcome"], "failed", "{ran:#?}");
+        assert_eq!(step(&ran, "env")["outcome"], "ok", "{ran:#?}");
+        assert_eq!(host.world.good().len(), n + 1);
+        host.server.says(|s| (s.notice, s.asked) = (None, Vec::new()));
+    }
 }
 
 #[test]

@@ -49,8 +49,8 @@ impl fmt::Display for NoticeKind {
 pub struct Notice {
     /// What happens.
     pub kind: NoticeKind,
-    /// When, about.
-    pub time: DateTime<Utc>,
+    /// When, about; `None` if the notice does not say so in a way that can be read.
+    pub time: Option<DateTime<Utc>>,
 }
 
 /// What the service says at a moment.
@@ -72,7 +72,9 @@ pub struct Imds {
 #[derive(Deserialize)]
 struct Action {
     action: String,
-    time: DateTime<Utc>,
+    // The end is the end, whatever is said of its time.
+    #[serde(default)]
+    time: serde_json::Value,
 }
 
 #[derive(Deserialize)]
@@ -169,7 +171,8 @@ fn notice(text: &str) -> Result<Notice, AdapterError> {
         // Whatever else may come to mean the end: it does.
         _ => NoticeKind::Terminate,
     };
-    Ok(Notice { kind, time: action.time })
+    let time = action.time.as_str().and_then(|time| DateTime::parse_from_rfc3339(time).ok());
+    Ok(Notice { kind, time: time.map(|time| time.to_utc()) })
 }
 
 fn recommended(text: &str) -> Result<DateTime<Utc>, AdapterError> {
@@ -186,14 +189,20 @@ mod tests {
     fn notices_are_read_as_ec2_writes_them() {
         let read = notice(r#"{"action": "terminate", "time": "2017-09-18T08:22:00Z"}"#).unwrap();
         assert_eq!(
-            (read.kind, read.time.to_rfc3339().as_str()),
+            (read.kind, read.time.unwrap().to_rfc3339().as_str()),
             (NoticeKind::Terminate, "2017-09-18T08:22:00+00:00")
         );
         assert_eq!(
             notice(r#"{"action":"hibernate","time":"2017-09-18T08:22:00Z"}"#).unwrap().kind,
             NoticeKind::Hibernate
         );
-        assert!(notice("<html>").is_err());
+        for odd in ["", r#", "time": null"#, r#", "time": "soon""#, r#", "time": 17"#] {
+            let read = notice(&format!(r#"{{"action": "terminate"{odd}}}"#)).unwrap();
+            assert_eq!(read, Notice { kind: NoticeKind::Terminate, time: None }, "{odd}");
+        }
+        for none in ["<html>", "", "{}", "[]"] {
+            assert!(notice(none).is_err(), "{none}");
+        }
         assert!(recommended(r#"{"noticeTime":"2020-11-05T08:22:00Z"}"#).is_ok());
     }
 }

@@ -50,8 +50,8 @@ pub(super) struct Args {
 /// What was seen so far.
 #[derive(Default)]
 struct Seen {
-    /// The end that was announced.
-    notice: Option<DateTime<Utc>>,
+    /// The notice that was answered, and the end that it announced.
+    notice: Option<(Notice, DateTime<Utc>)>,
     rebalance: Option<DateTime<Utc>>,
     /// Since when the service has not answered, and when that was told.
     silent: Option<(DateTime<Utc>, tokio::time::Instant)>,
@@ -102,14 +102,14 @@ impl Args {
                 }
             };
             // A host that was to stop, or whose notice was withdrawn, may still be there: it does its work again.
-            if seen.notice.is_some_and(|end| cx.clock.now() > end + STAYED) {
+            if seen.notice.is_some_and(|(_, end)| cx.clock.now() > end + STAYED) {
                 spot.session.engine.end_emergency();
             }
             if let Some(notice) = signals.notice {
-                if seen.notice == Some(notice.time) {
+                if seen.notice.is_some_and(|(answered, _)| answered == notice) {
                     continue;
                 }
-                seen.notice = Some(notice.time);
+                seen.notice = Some((notice, notice.time.unwrap_or(cx.clock.now() + PROMISED)));
                 if let Some((cancel, copying)) = seen.copying.take() {
                     cancel.cancel();
                     let _late = tokio::time::timeout(Duration::from_secs(2), copying.join_all()).await;
@@ -154,7 +154,10 @@ async fn answer(
     notice: Notice,
 ) -> Result<Option<Spot>, CliError> {
     let left = time_left(notice, cx.clock.now());
-    let fate = format!("{} at {}", notice.kind, notice.time.format("%H:%M:%S UTC"));
+    let fate = match notice.time {
+        Some(time) => format!("{} at {}", notice.kind, time.format("%H:%M:%S UTC")),
+        None => format!("{} at a time that is not told", notice.kind),
+    };
     cx.ui.warn(&format!("this host goes away: {fate}"));
     if cx.ui.is_json() {
         let time = notice.time;
@@ -210,7 +213,7 @@ async fn flush(cx: &Context, spot: &Spot, request: &FlushRequest) {
 
 /// How long the host has. Hibernation begins with the notice.
 fn time_left(notice: Notice, now: DateTime<Utc>) -> Duration {
-    let told = (notice.time - now).to_std().unwrap_or_default();
+    let told = notice.time.map_or(PROMISED, |time| (time - now).to_std().unwrap_or_default());
     match notice.kind {
         NoticeKind::Hibernate => LEAST,
         _ => told.clamp(LEAST, PROMISED),
@@ -292,12 +295,13 @@ mod tests {
     fn the_time_left_is_what_the_notice_says_within_reason() {
         let now: DateTime<Utc> = "2026-03-09T04:38:20Z".parse().unwrap();
         let left = |kind, seconds| {
-            time_left(Notice { kind, time: now + TimeDelta::seconds(seconds) }, now).as_secs()
+            time_left(Notice { kind, time: Some(now + TimeDelta::seconds(seconds)) }, now).as_secs()
         };
         assert_eq!(left(NoticeKind::Terminate, 100), 100);
         // A clock that is wrong.
         assert_eq!(left(NoticeKind::Terminate, 3600), 120);
         assert_eq!(left(NoticeKind::Stop, -3600), 20);
         assert_eq!(left(NoticeKind::Hibernate, 100), 20);
+        assert_eq!(time_left(Notice { kind: NoticeKind::Stop, time: None }, now), PROMISED);
     }
 }
