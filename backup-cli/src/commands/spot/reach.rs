@@ -7,7 +7,7 @@ use std::time::Duration;
 use backup_core::StoreName;
 use backup_core::catalog::Catalog;
 use backup_core::config::StoreConfig;
-use futures::future::LocalBoxFuture;
+use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt as _, StreamExt as _};
 use tokio::sync::Notify;
@@ -27,8 +27,8 @@ pub(super) struct Stores<'a> {
     cx: &'a Context,
     prepared: Prepared,
     /// The store, until it was opened.
-    opening: Option<LocalBoxFuture<'a, Result<Catalog, CliError>>>,
-    copies: FuturesUnordered<LocalBoxFuture<'a, Result<Catalog, CliError>>>,
+    opening: Option<BoxFuture<'a, Result<Catalog, CliError>>>,
+    copies: FuturesUnordered<BoxFuture<'a, Result<Catalog, CliError>>>,
     /// The next attempt shall be made now.
     now: Arc<Notify>,
 }
@@ -41,7 +41,7 @@ impl<'a> Stores<'a> {
     pub(super) async fn open(cx: &'a Context, prepared: Prepared) -> Result<(Self, Session), CliError> {
         let now = Arc::new(Notify::new());
         let (name, store) = (prepared.plan.store_name.clone(), prepared.plan.store.clone());
-        let opening = reach(cx, name, store, "saved to it", Arc::clone(&now)).boxed_local();
+        let opening = reach(cx, name, store, "saved to it", Arc::clone(&now)).boxed();
         let copies = FuturesUnordered::new();
         let mut stores = Self { cx, prepared: prepared.clone(), opening: Some(opening), copies, now };
         let plan = &prepared.plan;
@@ -50,7 +50,7 @@ impl<'a> Stores<'a> {
         for name in targets.into_iter().filter(|name| **name != plan.store_name) {
             let store = plan.store_named(name.as_str())?.store.clone();
             let reached = reach(cx, name.clone(), store, "copied to it", Arc::default());
-            stores.copies.push(reached.boxed_local());
+            stores.copies.push(reached.boxed());
         }
         if let Ok(opened) = timeout(SHORTEST, stores.opened()).await {
             return Ok((stores, opened?));
