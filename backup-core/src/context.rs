@@ -49,6 +49,8 @@ pub struct OpContext {
     /// The host goes away when the budget ends: this is the last capture that there will be, and what it interrupts ends
     /// anyway.
     pub last_chance: bool,
+    /// An exercise of that: the same time must do, but the host stays, and so do all limits on what may be done to the service.
+    pub rehearsal: bool,
     /// The time.
     pub clock: Arc<dyn Clock>,
     /// Where events go.
@@ -91,6 +93,7 @@ impl OpContext {
             threads: 1,
             force: false,
             last_chance: false,
+            rehearsal: false,
             clock,
             events: Arc::new(crate::event::NoEvents),
             secrets: Arc::new(crate::secret::NoSecrets),

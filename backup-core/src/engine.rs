@@ -265,6 +265,8 @@ struct Run {
     until: Option<Instant>,
     /// No service has to come back.
     last_chance: bool,
+    /// An exercise of that.
+    rehearsal: bool,
 }
 
 impl Inner {
@@ -283,7 +285,16 @@ impl Inner {
             verb: verb.to_owned(),
             services: services.to_vec(),
         });
-        Ok(Run { id, verb, cancel, started: Instant::now(), guard, until: None, last_chance: false })
+        Ok(Run {
+            id,
+            verb,
+            cancel,
+            started: Instant::now(),
+            guard,
+            until: None,
+            last_chance: false,
+            rehearsal: false,
+        })
     }
 
     fn end(&self, run: &Run, outcome: Outcome) {
@@ -320,6 +331,7 @@ impl Inner {
         cx.cancel = run.cancel.child_token();
         cx.deadline = deadline;
         cx.last_chance = run.last_chance;
+        cx.rehearsal = run.rehearsal;
         cx.threads = self.threads();
         cx.events = Arc::clone(&self.events);
         cx.secrets = Arc::clone(&self.secrets);

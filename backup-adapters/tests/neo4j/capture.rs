@@ -1,7 +1,10 @@
 //! Captures under a writer, and what they hold.
 
-use backup_core::testkit::adapter_suite::{Captured, Damage};
-use backup_core::{Consistency, RestoreTarget, ServiceAdapter, chain};
+use std::time::Duration;
+
+use backup_core::testkit::adapter_suite::{Captured, Damage, capture};
+use backup_core::{AdapterErrorKind, Consistency, RestoreTarget, ServiceAdapter, chain};
+use tokio::time::Instant;
 
 use crate::graph::{Graph, Release};
 use crate::support::{Disk, Writer, bench, captured, with_secrets, written};
@@ -67,6 +70,28 @@ async fn a_dump_holds_every_commit() {
     assert_eq!(report.service_version.as_deref(), Some("5.26.0"));
     assert_eq!(report.evidence.counts.get("users"), Some(&1));
     assert!(report.evidence.notes.contains_key("store.neo4j"), "{:?}", report.evidence.notes);
+}
+
+/// Two minutes are less than the usual `stop_timeout`: the server ends much sooner, and an exercise is judged by that.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Docker"]
+async fn an_exercise_dumps_what_a_notice_would() {
+    let graph = Graph::start();
+    let adapter = graph.adapter("capture = 'stop-dump'");
+    let bench = bench();
+    let mut cx = with_secrets(bench.cx());
+    (cx.rehearsal, cx.deadline) = (true, Some(Instant::now() + Duration::from_secs(60)));
+    let backup = capture(&*adapter, &cx).await.unwrap_or_else(|e| panic!("{}", chain(&e)));
+    assert_eq!(backup.report.exit_codes.get("neo4j-admin"), Some(&0));
+    assert!(graph.is_running());
+    // Too little for any server: it fails, and still nobody is killed.
+    let second = crate::support::bench();
+    let mut cx = with_secrets(second.cx());
+    cx.rehearsal = true;
+    cx.deadline = Some(Instant::now() + Duration::from_secs(3));
+    let e = capture(&*adapter, &cx).await.unwrap_err();
+    assert_eq!(e.kind(), AdapterErrorKind::Timeout, "{}", chain(&e));
+    graph.wait_until_up();
 }
 
 #[tokio::test(flavor = "multi_thread")]

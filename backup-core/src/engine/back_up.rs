@@ -36,6 +36,8 @@ pub struct BackupRequest {
     pub until: Option<Instant>,
     /// Services may be interrupted as long as there is time: see [`OpContext::last_chance`](crate::OpContext::last_chance).
     pub last_chance: bool,
+    /// An exercise of that: see [`OpContext::rehearsal`](crate::OpContext::rehearsal).
+    pub rehearsal: bool,
 }
 
 impl BackupRequest {
@@ -48,6 +50,7 @@ impl BackupRequest {
             cancel: CancellationToken::new(),
             until: None,
             last_chance: false,
+            rehearsal: false,
         }
     }
 }
@@ -67,6 +70,7 @@ impl Engine {
         let _on_drop = cancel.clone().drop_guard();
         let mut run = inner.begin("run", &services, cancel)?;
         (run.until, run.last_chance) = (request.until, request.last_chance);
+        run.rehearsal = request.rehearsal;
         let run = Arc::new(run);
         let (usual, parallel) = match request.until {
             Some(_) => (BTreeMap::new(), services.len().max(1)),

@@ -270,7 +270,8 @@ impl Engine {
             FlushWork::BackUp(services) => {
                 let mut request = BackupRequest::new(interval);
                 request.services.clone_from(services);
-                (request.until, request.last_chance) = (Some(until), !cx.rehearsal);
+                request.until = Some(until);
+                (request.last_chance, request.rehearsal) = (!cx.rehearsal, cx.rehearsal);
                 let cancel = request.cancel.clone();
                 in_time(until, cancel, self.back_up(&request)).await.map(Done::Run)
             }

@@ -91,7 +91,16 @@ impl Inner {
     ) -> Result<Run, BackupError> {
         let id = crate::id::RunId::generate(self.clock.now());
         let guard = self.state.begin_run(&id)?;
-        Ok(Run { id, verb, cancel, started: Instant::now(), guard, until: None, last_chance: false })
+        Ok(Run {
+            id,
+            verb,
+            cancel,
+            started: Instant::now(),
+            guard,
+            until: None,
+            last_chance: false,
+            rehearsal: false,
+        })
     }
 
     pub(super) fn restore_source(self: &Arc<Self>, cx: &OpContext, metadata: Arc<Metadata>) -> RestoreSource {

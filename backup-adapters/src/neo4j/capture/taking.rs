@@ -31,6 +31,27 @@ pub(super) struct Taking {
     pub(super) found: Found,
 }
 
+/// How long a server may take to end.
+#[derive(Debug, PartialEq, Eq)]
+struct Patience {
+    /// Before it is killed.
+    grace: Duration,
+    /// For an exercise to count as one that the time sufficed for.
+    in_time: Option<Duration>,
+}
+
+impl Patience {
+    /// On a host that goes away, half of what is left: the dump needs its part, too.
+    fn of(cx: &OpContext, stop_timeout: Duration) -> Self {
+        let half = cx.remaining().map(|left| left / 2);
+        match half {
+            Some(half) if cx.last_chance => Self { grace: stop_timeout.min(half), in_time: None },
+            Some(half) if cx.rehearsal => Self { grace: stop_timeout, in_time: Some(stop_timeout.min(half)) },
+            _ => Self { grace: stop_timeout, in_time: None },
+        }
+    }
+}
+
 impl Taking {
     pub(super) async fn run(self) -> Result<Taken, AdapterError> {
         match self.mode {
@@ -41,20 +62,33 @@ impl Taking {
 
     /// Stops the server; one that had to be killed is started again, to recover, and stopped once more.
     async fn stop(&self, exit_codes: &mut BTreeMap<String, i64>) -> Result<Interruption, AdapterError> {
-        let (cx, mut grace) = (&self.cx, self.neo4j.stop_timeout);
-        if let Some(left) = cx.remaining().filter(|_| cx.last_chance) {
-            // The dump needs its part, too.
-            grace = grace.min(left / 2);
-        }
+        let cx = &self.cx;
+        let Patience { grace, in_time } = Patience::of(cx, self.neo4j.stop_timeout);
         for attempt in 1..=2 {
             phase(cx, "stopping the server");
-            let deadline = Instant::now() + cx.remaining().unwrap_or(self.limit).min(self.limit);
+            let mut limit = cx.remaining().unwrap_or(self.limit).min(self.limit);
+            if cx.rehearsal {
+                // Nobody kills a server for an exercise: what it needs to end in order, it gets.
+                limit = limit.max(grace + Duration::from_secs(1));
+            }
+            let began = Instant::now();
+            let deadline = began + limit;
             let kind = InterruptionKind::Stop { grace };
             let runtime = std::sync::Arc::new(self.neo4j.server.docker.clone());
             let mut stopped = Interruption::begin(runtime, cx.interruption(), kind, deadline).await?;
             let exit = stopped.exit_status();
             if let Some(code) = exit.and_then(|e| e.code) {
                 exit_codes.insert("neo4j".to_owned(), code);
+            }
+            if let Some(in_time) = in_time.filter(|in_time| began.elapsed() > *in_time) {
+                stopped.end().await?;
+                let what = format!(
+                    "{} took {} s to end: on a notice it would be killed after {} s",
+                    self.neo4j.server,
+                    began.elapsed().as_secs(),
+                    in_time.as_secs()
+                );
+                return Err(AdapterError::new(AdapterErrorKind::Timeout, what));
             }
             if !exit.is_some_and(|e| e.killed) {
                 return Ok(stopped);
@@ -274,5 +308,33 @@ impl Taking {
                 Ok((lasted, None, vec![what]))
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use backup_core::{RunId, SystemClock, Timestamp};
+
+    use super::*;
+
+    #[test]
+    fn an_exercise_has_the_time_that_a_notice_has_and_kills_nothing() {
+        let at = Timestamp::new("2026-03-09T04:38:20Z".parse().unwrap());
+        let run = RunId::generate(at.time());
+        let mut cx = OpContext::new("graph".parse().unwrap(), run, at, "/nowhere", Arc::new(SystemClock));
+        cx.deadline = Some(Instant::now() + Duration::from_secs(60));
+        let usual = Duration::from_secs(180);
+        let about = |time: Duration| time.as_secs_f64().round() as u64;
+        let any_day = Patience { grace: usual, in_time: None };
+        assert_eq!(Patience::of(&cx, usual), any_day);
+        cx.last_chance = true;
+        let notice = Patience::of(&cx, usual);
+        assert_eq!((about(notice.grace), notice.in_time), (30, None));
+        (cx.last_chance, cx.rehearsal) = (false, true);
+        let exercise = Patience::of(&cx, usual);
+        assert_eq!((exercise.grace, exercise.in_time.map(about)), (usual, Some(30)));
+        assert_eq!(Patience::of(&cx, Duration::from_secs(9)).in_time, Some(Duration::from_secs(9)));
     }
 }
