@@ -30,6 +30,7 @@ mod lock;
 mod marks;
 mod open;
 mod read;
+mod renew;
 mod thaw;
 mod uploads;
 mod write;

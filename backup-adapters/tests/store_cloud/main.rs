@@ -12,6 +12,7 @@ mod proxy;
 mod rights;
 mod roles;
 mod server;
+mod tokens;
 
 use backup_core::store_conformance_tests;
 

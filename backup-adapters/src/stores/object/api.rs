@@ -11,7 +11,7 @@ use http::{Method, Request};
 use http_body_util::BodyExt as _;
 use object_store::aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey, AwsAuthorizer, AwsCredentialProvider};
 use object_store::client::{
-    HttpClient, HttpConnector as _, HttpErrorKind, HttpRequest, HttpRequestBody, ReqwestConnector,
+    HttpClient, HttpConnector, HttpErrorKind, HttpRequest, HttpRequestBody,
 };
 use object_store::{ClientConfigKey, ClientOptions};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
@@ -66,12 +66,13 @@ pub(super) struct Answered {
 }
 
 impl Api {
-    /// The calls of `s3`, which `builder` became with `options`. `None` for directory buckets, which have sessions.
+    /// The calls of `s3`, which `builder` became with `options`; `connector` makes clients like its own. `None` for directory buckets, which have sessions.
     pub(super) fn new(
         s3: &AmazonS3,
         builder: &AmazonS3Builder,
         options: &BTreeMap<String, String>,
         patience: Duration,
+        connector: &dyn HttpConnector,
     ) -> object_store::Result<Option<Self>> {
         let told = |key| builder.get_config_value(&key);
         let is = |key| told(key).is_some_and(|value| value == "true");
@@ -99,7 +100,7 @@ impl Api {
             client = client.with_config(ClientConfigKey::AllowHttp, "true");
         }
         Ok(Some(Self {
-            client: ReqwestConnector::default().connect(&client)?,
+            client: connector.connect(&client)?,
             credentials: std::sync::Arc::clone(s3.credentials()),
             signed: !is(AmazonS3ConfigKey::SkipSignature),
             region,

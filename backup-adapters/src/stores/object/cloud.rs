@@ -11,6 +11,7 @@ use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
 use object_store::{ClientConfigKey, ObjectStore as Backend, RetryConfig};
 
 use super::api::Api;
+use super::renew;
 
 /// How long one request may take: a part of 16 MiB, of which four are on their way, over a line of 3 Mbit/s. That of the
 /// client is 30 s, in which a slow line does not take a part.
@@ -58,9 +59,9 @@ impl Cloud {
                     builder = builder.with_config(key.parse().map_err(|_| self.unknown(&key))?, value);
                 }
                 let builder = builder.with_bucket_name(place).with_retry(retry);
-                let s3 = builder.clone().build().map_err(cannot)?;
-                let api = Api::new(&s3, &builder, options, REQUEST_TIMEOUT).map_err(cannot)?;
-                return Ok((Arc::new(s3), api));
+                let (s3, connector) = renew::build(builder.clone()).map_err(cannot)?;
+                let api = Api::new(&s3, &builder, options, REQUEST_TIMEOUT, connector.as_ref());
+                return Ok((Arc::new(s3), api.map_err(cannot)?));
             }
             Self::Azure => {
                 let mut builder = MicrosoftAzureBuilder::new()

@@ -309,9 +309,12 @@ impl ObjectStore {
             (_, "SignatureDoesNotMatch") => {
                 denied(advised("the secret key does not belong to the access key".to_owned(), keys, answer))
             }
-            (_, "ExpiredToken" | "InvalidToken" | "TokenRefreshRequired") => {
-                denied(advised("the session token is not valid any more".to_owned(), keys, answer))
-            }
+            (_, "ExpiredToken" | "InvalidToken" | "TokenRefreshRequired") => denied(advised(
+                "the session token has expired, or is not valid any more".to_owned(),
+                "put a new `session_token`, with the keys that came with it, where the old ones are, or use a role, \
+                     whose keys are renewed",
+                answer,
+            )),
             (_, "AuthorizationHeaderMalformed" | "PermanentRedirect") => other(
                 false,
                 advised(
