@@ -241,7 +241,13 @@ impl Inner {
             let resolved = resolved.map_err(|e| named(chain(&e)))?;
             let opened = self.stores.open(&resolved).await.map_err(|e| named(chain(&e)))?;
             let catalog = Catalog::open(opened, Arc::clone(&self.clock)).await;
-            catalog.map_err(|e| named(chain(&e)))
+            // What knows what to do about it stays behind it.
+            catalog.map_err(|e| match e {
+                BackupError::Store { operation, source } => {
+                    BackupError::store(format!("reach the store `{}`: {operation}", store.name), source)
+                }
+                e => named(chain(&e)),
+            })
         };
         let opened = tokio::time::timeout(OPENING, opening).await;
         let catalog = opened.map_err(|_| named(format!("no answer within {} s", OPENING.as_secs())))??;

@@ -7,10 +7,13 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use chrono::{DateTime, Utc};
 use futures::StreamExt as _;
 use futures::stream::{self, BoxStream};
 
-use super::{ObjectInfo, Space, Store, StoreCapabilities, StoreWriter, WriteOptions};
+use super::{
+    ObjectInfo, ObjectLock, Readiness, Space, Store, StoreCapabilities, StoreWriter, Thaw, WriteOptions,
+};
 use crate::error::StoreError;
 use crate::id::StoreKey;
 use crate::source::ByteStream;
@@ -105,5 +108,21 @@ impl Store for Unreachable {
 
     async fn space(&self) -> Result<Option<Space>, StoreError> {
         Err(self.refuse("look at the space of", None))
+    }
+
+    fn object_lock(&self) -> Option<ObjectLock> {
+        None
+    }
+
+    async fn lock(
+        &self,
+        key: &StoreKey,
+        _until: Option<DateTime<Utc>>,
+    ) -> Result<Option<DateTime<Utc>>, StoreError> {
+        Err(self.refuse("lock", Some(key)))
+    }
+
+    async fn thaw(&self, key: &StoreKey, _ask: Option<Thaw>) -> Result<Readiness, StoreError> {
+        Err(self.refuse("look at", Some(key)))
     }
 }

@@ -20,9 +20,7 @@ use object_store::client::{
 use tokio::sync::RwLock;
 
 /// The client of `builder`, and what makes clients like it; if its keys are lent, those that renew them.
-pub(super) fn build(
-    builder: AmazonS3Builder,
-) -> object_store::Result<(AmazonS3, Box<dyn HttpConnector>)> {
+pub(super) fn build(builder: AmazonS3Builder) -> object_store::Result<(AmazonS3, Box<dyn HttpConnector>)> {
     use AmazonS3ConfigKey as Key;
     let own = [Key::AccessKeyId, Key::SecretAccessKey].iter().any(|k| builder.get_config_value(k).is_some());
     let unsigned = builder.get_config_value(&Key::SkipSignature).is_some_and(|skip| skip != "false");
