@@ -5,7 +5,7 @@ use std::sync::Arc;
 use chrono::{DateTime, Utc};
 use futures::{StreamExt as _, TryStreamExt as _};
 
-use super::{Catalog, METADATA, mark_key};
+use super::{Catalog, Fact, METADATA, mark_key};
 use crate::error::BackupError;
 use crate::id::{BackupId, StoreKey};
 
@@ -13,7 +13,7 @@ use crate::id::{BackupId, StoreKey};
 const AT_A_TIME: usize = 8;
 
 impl Catalog {
-    /// Locks every file of a backup until `until`, or looks until when the store has locked them by itself. metadata.json
+    /// Locks every file of a backup but its facts until `until`, or looks until when the store has locked them by itself. metadata.json
     /// goes last: where it is locked, everything is. The mark of the store is locked with them. Returns until when all of them are, to the second below.
     ///
     /// # Errors
@@ -26,7 +26,9 @@ impl Catalog {
         let failed = |e| BackupError::store(format!("lock {id}"), e);
         let keys: Vec<StoreKey> =
             self.store.list_keys(Some(&id.dir())).try_collect().await.map_err(failed)?;
-        let (metadata, others): (Vec<_>, Vec<_>) = keys.into_iter().partition(|k| k.file_name() == METADATA);
+        // Facts are many, and what matters about them is said again.
+        let keys = keys.into_iter().filter(|k| Fact::parse(k.file_name()).is_none());
+        let (metadata, others): (Vec<_>, Vec<_>) = keys.partition(|k| k.file_name() == METADATA);
         let mut all: Option<DateTime<Utc>> = None;
         for group in [others, metadata] {
             let lock_one = |key: StoreKey| {

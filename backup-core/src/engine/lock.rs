@@ -12,8 +12,9 @@ use crate::store::ObjectLock;
 const LOOK_BACK: TimeDelta = TimeDelta::days(7);
 
 impl Inner {
-    /// Locks what is committed and not locked yet, for as long as the store is to keep it from when it was made, and notes
-    /// that beside it. The note is written last: without it, the next run does it again.
+    /// Locks what is committed and not locked yet, for as long as the store is to keep it from when it was made, or from when
+    /// it was last found to be current, and notes that beside it. The note is written last: without it, the next run does it
+    /// again.
     ///
     /// # Errors
     /// The first trouble; the others were tried all the same.
@@ -41,17 +42,24 @@ impl Inner {
     #[expect(clippy::option_option, reason = "whether, and until when")]
     fn due(&self, entry: &Entry, lock: ObjectLock) -> Option<Option<DateTime<Utc>>> {
         let worth_it = matches!(entry.state, BackupState::Good | BackupState::Suspect | BackupState::Pending);
-        if !worth_it || entry.retain_until().is_some() {
-            return None;
-        }
-        let (made, now) = (entry.summary.as_ref()?.backed_up_at, self.clock.now());
+        let locked = entry.retain_until();
+        let made = entry.summary.as_ref().filter(|_| worth_it)?.backed_up_at;
+        let now = self.clock.now();
         match lock {
-            ObjectLock::OfTheStore => (now - made < LOOK_BACK).then_some(None),
+            ObjectLock::OfTheStore => (locked.is_none() && now - made < LOOK_BACK).then_some(None),
             ObjectLock::For(time) => {
-                let until = made.checked_add_signed(TimeDelta::from_std(time).ok()?)?;
+                let time = TimeDelta::from_std(time).ok()?;
+                // What a later run found unchanged stands for that day, too.
+                let current = entry.fresh_until(now).map_or(made, |at| at.time().max(made));
+                let wanted = current.checked_add_signed(time)?;
+                if wanted <= now || locked.is_some_and(|until| until >= wanted) {
+                    return None;
+                }
+                // Locked once more, it is locked for a while longer, so that not every run has to.
+                let spare = if locked.is_some() { time / 10 } else { TimeDelta::zero() };
                 // Servers know seconds; rounded up, so that it is never shorter than asked for.
-                let until = (until + TimeDelta::milliseconds(999)).trunc_subsecs(0);
-                (until > now).then_some(Some(until))
+                let until = wanted.checked_add_signed(spare + TimeDelta::milliseconds(999))?;
+                Some(Some(until.trunc_subsecs(0)))
             }
         }
     }

@@ -130,3 +130,21 @@ async fn leases_can_be_outside_of_what_is_locked() {
     let all: Vec<StoreKey> = beside.list_keys(None).try_collect().await.unwrap();
     assert!(leases(all.clone()) >= 1 && leases(all.clone()) == all.len(), "{all:?}");
 }
+
+#[tokio::test]
+async fn what_never_changes_stays_locked() {
+    let store = MemoryStore::new().with_object_lock(ObjectLock::For(Duration::from_secs(10 * 24 * 3600)));
+    let w = World::with_store(CONFIG, &[("a", adapter().only_if_changed())], store).await;
+    let mut locks = std::collections::BTreeSet::new();
+    for _ in 0..100 {
+        w.back_up().await;
+        let entries = w.entries().await;
+        assert_eq!(entries.len(), 1, "nothing changed");
+        let until = entries[0].retain_until().unwrap();
+        assert!(until >= w.clock.now() + TimeDelta::days(10) - TimeDelta::minutes(1), "{until}");
+        locks.insert(until);
+        w.clock.advance_secs(6 * 3600);
+    }
+    // In 25 days about once a day, not at every run.
+    assert!((20..=30).contains(&locks.len()), "{}", locks.len());
+}
