@@ -24,7 +24,21 @@ pub struct Cost {
 /// # Errors
 /// When it cannot be started or fails; the text ends with what it wrote to standard error.
 pub fn run<S: AsRef<OsStr>>(program: &OsStr, args: &[S], scratch: &Path) -> io::Result<Cost> {
+    run_with(program, args, scratch, |_| {})
+}
+
+/// The same in a directory or environment that `prepare` sets.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_with<S: AsRef<OsStr>>(
+    program: &OsStr,
+    args: &[S],
+    scratch: &Path,
+    prepare: impl FnOnce(&mut Command),
+) -> io::Result<Cost> {
     let mut command = Command::new("/usr/bin/time");
+    prepare(&mut command);
     command.args(["-f", "%U %S %M", "-o"]).arg(scratch).arg(program).args(args);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     let started = Instant::now();

@@ -1,29 +1,32 @@
-//! Compares the store at `s3://` with MinIO's own client, `mc`: one large file up and down again, turn by turn.
+//! Compares backups straight to S3, and copies there, with the fastest other clients: one large file, turn by turn.
 //!
-//! The file and what comes back should lie in memory (`/dev/shm`), and the server on this host: then what is measured is
-//! the work of client and server, which share the processors. One untimed turn of everything comes first.
+//! The work directory should lie in memory (`/dev/shm`), and the server with its data on this host and in memory: then what is
+//! measured is the work of client and server, which share the processors. One untimed turn of everything comes first.
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::time::Instant;
 
 use backup_adapters::stores::ObjectStore;
-use backup_core::{Store as _, StoreKey, WriteOptions, chain};
-use bytes::Bytes;
+use backup_benches::measure::{Comparison, Cost, TABLE_HEAD, run_with};
+use backup_core::{Store as _, StoreKey, chain};
 use clap::Parser;
-use futures::TryStreamExt as _;
 
-/// Compare the store at `s3://` with `mc`.
+/// At least 0.9 times as fast as the best.
+const TARGET: f64 = 1.0 / 0.9;
+
+/// Compare `backup run` and `backup copy` to S3 with other clients.
 #[derive(Debug, Parser)]
 #[command(name = "backup-bench-object")]
 struct Args {
+    /// The program to measure.
+    #[arg(long)]
+    backup: PathBuf,
     /// Where the server is, e.g. 172.17.0.2:9000.
     #[arg(long)]
     server: String,
-    /// A bucket that exists.
+    /// A bucket that exists, for nothing else.
     #[arg(long, default_value = "bench")]
     bucket: String,
     /// The keys.
@@ -31,7 +34,10 @@ struct Args {
     id: String,
     #[arg(long)]
     secret: String,
-    /// The client to compare with; none: only ours is measured.
+    /// `s5cmd`, to compare with.
+    #[arg(long)]
+    s5cmd: Option<PathBuf>,
+    /// MinIO's client, to compare with.
     #[arg(long)]
     mc: Option<PathBuf>,
     /// Where to work.
@@ -45,17 +51,98 @@ struct Args {
     runs: usize,
 }
 
+const CONFIG: &str = "
+state_dir = 'state'
+store.url = 'near'
+[intervals.once]
+services = ['data']
+[services.data]
+kind = 'files'
+paths = ['data']
+[stores.copies]
+url = 's3://BUCKET/copies'
+options = { allow_http = true }
+[stores.direct]
+url = 's3://BUCKET/direct'
+options = { allow_http = true }
+";
+
+/// What is compared: a name, the program, and its arguments.
+type Way<'a> = (&'static str, &'a Path, Vec<String>);
+
 fn main() -> io::Result<()> {
     let args = Args::parse();
-    fs::create_dir_all(&args.work)?;
-    let measured = tokio::runtime::Runtime::new()?.block_on(measure(&args));
+    fs::create_dir_all(args.work.join("data"))?;
+    let measured = measure(&args);
     fs::remove_dir_all(&args.work)?;
     measured
 }
 
-async fn measure(args: &Args) -> io::Result<()> {
-    let file = args.work.join("file");
+fn measure(args: &Args) -> io::Result<()> {
+    let file = args.work.join("data/file");
     make(&file, args.mib)?;
+    fs::write(args.work.join("backup.toml"), CONFIG.replace("BUCKET", &args.bucket))?;
+    let words = |words: &[&str]| words.iter().map(|w| (*w).to_owned()).collect::<Vec<_>>();
+    let (file, endpoint) = (file.to_string_lossy(), format!("http://{}", args.server));
+    let theirs = |name: &str| format!("s3://{}/theirs/{name}", args.bucket);
+    let mut peers: Vec<Way<'_>> = Vec::new();
+    if let Some(s5cmd) = &args.s5cmd {
+        let cp = words(&["--endpoint-url", &endpoint, "cp", &file, &theirs("s5cmd")]);
+        peers.push(("s5cmd cp", s5cmd, cp));
+    }
+    if let Some(mc) = &args.mc {
+        let to = format!("bench/{}/theirs/mc", args.bucket);
+        let cp = words(&["--config-dir", "/dev/shm/backup-bench-mc", "cp", "--quiet", &file, &to]);
+        peers.push(("mc cp", mc, cp));
+    }
+    let ours: [Way<'_>; 2] = [
+        ("back up", &args.backup, words(&["run", "once", "--store", "direct", "-q"])),
+        ("copy", &args.backup, words(&["copy", "--to", "copies", "-q"])),
+    ];
+    one(args, &args.backup, &words(&["init", "-q"]))?;
+    one(args, &args.backup, &words(&["run", "once", "-q"]))?;
+    let mut out = io::stdout().lock();
+    writeln!(out, "{} MiB that nothing can shorten\n\n{TABLE_HEAD}", args.mib)?;
+    for (what, program, words) in &ours {
+        for (peer, theirs, their_words) in &peers {
+            // The first turn counts for nothing.
+            for timed in [false, true] {
+                let turns = if timed { args.runs } else { 1 };
+                let fresh = |program: &Path, words: &[String]| {
+                    empty(args)?;
+                    one(args, &args.backup, &["init".to_owned(), "-q".to_owned()])?;
+                    one(args, program, words)
+                };
+                let compared = Comparison::interleave(
+                    *what,
+                    *peer,
+                    TARGET,
+                    turns,
+                    |_| fresh(program, words),
+                    |_| fresh(theirs, their_words),
+                )?;
+                if timed {
+                    write!(out, "{compared}")?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn one(args: &Args, program: &Path, words: &[String]) -> io::Result<Cost> {
+    let (endpoint, host) =
+        (format!("http://{}", args.server), format!("http://{}:{}@{}", args.id, args.secret, args.server));
+    run_with(program.as_os_str(), words, &args.work.join("time"), |command| {
+        command.current_dir(&args.work);
+        command.env("AWS_ACCESS_KEY_ID", &args.id).env("AWS_SECRET_ACCESS_KEY", &args.secret);
+        command.env("AWS_ENDPOINT_URL_S3", endpoint).env("AWS_REGION", "us-east-1");
+        command.env("MC_HOST_bench", host);
+    })
+}
+
+/// Removes what the turn before left in the bucket.
+fn empty(args: &Args) -> io::Result<()> {
     let options: BTreeMap<String, String> = [
         ("endpoint", format!("http://{}", args.server)),
         ("allow_http", "true".to_owned()),
@@ -65,50 +152,14 @@ async fn measure(args: &Args) -> io::Result<()> {
     .map(|(key, value)| (key.to_owned(), value))
     .into();
     let store =
-        ObjectStore::from_url(&format!("s3://{}/ours", args.bucket), &options).map_err(io::Error::other)?;
-    let mc = |words: &[&str]| {
-        let Some(mc) = &args.mc else { return Ok(f64::NAN) };
-        let host = format!("http://{}:{}@{}", args.id, args.secret, args.server);
-        let begin = Instant::now();
-        let ran = Command::new(mc).args(words).env("MC_HOST_bench", host).output()?;
-        let seconds = begin.elapsed().as_secs_f64();
-        if ran.status.success() {
-            return Ok(seconds);
+        ObjectStore::from_url(&format!("s3://{}", args.bucket), &options).map_err(io::Error::other)?;
+    tokio::runtime::Runtime::new()?.block_on(async {
+        for prefix in ["copies", "direct", "theirs"] {
+            let prefix = StoreKey::new(prefix).map_err(io::Error::other)?;
+            store.delete_prefix(&prefix).await.map_err(|e| io::Error::other(chain(&e)))?;
         }
-        Err(io::Error::other(String::from_utf8_lossy(&ran.stderr).into_owned()))
-    };
-    let mut times: [Vec<f64>; 4] = Default::default();
-    for turn in 0..=args.runs {
-        let key = StoreKey::new(format!("turn-{turn}")).map_err(io::Error::other)?;
-        let theirs = format!("bench/{}/theirs-{turn}", args.bucket);
-        let back = args.work.join("back");
-        let paths = (file.to_string_lossy(), back.to_string_lossy());
-        let one = [
-            up(&store, &key, &file).await?,
-            mc(&["cp", "--quiet", "--config-dir", "/dev/shm/backup-bench-mc", &paths.0, &theirs])?,
-            down(&store, &key, &back).await?,
-            mc(&["cp", "--quiet", "--config-dir", "/dev/shm/backup-bench-mc", &theirs, &paths.1])?,
-        ];
-        store.delete(&key).await.map_err(|e| io::Error::other(chain(&e)))?;
-        mc(&["rm", "--quiet", &theirs])?;
-        if turn > 0 {
-            times.iter_mut().zip(one).for_each(|(all, one)| all.push(one));
-        }
-    }
-    let mut out = io::stdout().lock();
-    writeln!(out, "| {} MiB | ours MiB/s | mc MiB/s | ratio |\n|---|---|---|---|", args.mib)?;
-    let rate = |times: &[f64]| {
-        let mut times = times.to_vec();
-        times.sort_by(f64::total_cmp);
-        args.mib as f64 / times[times.len() / 2]
-    };
-    for (what, ours, theirs) in [("up", &times[0], &times[1]), ("down", &times[2], &times[3])] {
-        let (ours, theirs) = (rate(ours), rate(theirs));
-        writeln!(out, "| {what} | {ours:.0} | {theirs:.0} | {:.2} |", ours / theirs)?;
-    }
-    let status = fs::read_to_string("/proc/self/status")?;
-    let peak = status.lines().find(|line| line.starts_with("VmHWM")).unwrap_or_default();
-    writeln!(out, "peak memory of ours: {peak}; medians of {} turns", args.runs)
+        Ok(())
+    })
 }
 
 /// Bytes that nothing can shorten.
@@ -121,35 +172,4 @@ fn make(path: &Path, mib: u64) -> io::Result<()> {
         file.write_all(&block)?;
     }
     Ok(())
-}
-
-async fn up(store: &ObjectStore, key: &StoreKey, path: &Path) -> io::Result<f64> {
-    let begin = Instant::now();
-    let mut file = fs::File::open(path)?;
-    let fail = |e| io::Error::other(chain(&e));
-    let mut writer =
-        store.writer(key, WriteOptions::data(Some(file.metadata()?.len()))).await.map_err(fail)?;
-    loop {
-        let mut block = vec![0; 1 << 20];
-        let read = file.read(&mut block)?;
-        block.truncate(read);
-        if read == 0 {
-            break;
-        }
-        writer.write(Bytes::from(block)).await.map_err(fail)?;
-    }
-    writer.finish().await.map_err(fail)?;
-    Ok(begin.elapsed().as_secs_f64())
-}
-
-async fn down(store: &ObjectStore, key: &StoreKey, path: &Path) -> io::Result<f64> {
-    let begin = Instant::now();
-    let mut file = fs::File::create(path)?;
-    let fail = |e| io::Error::other(chain(&e));
-    let mut stream = store.read(key).await.map_err(fail)?;
-    while let Some(chunk) = stream.try_next().await.map_err(fail)? {
-        file.write_all(&chunk)?;
-    }
-    drop(file);
-    Ok(begin.elapsed().as_secs_f64())
 }
