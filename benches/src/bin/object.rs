@@ -62,9 +62,6 @@ paths = ['data']
 [stores.copies]
 url = 's3://BUCKET/copies'
 options = { allow_http = true }
-[stores.direct]
-url = 's3://BUCKET/direct'
-options = { allow_http = true }
 ";
 
 /// What is compared: a name, the program, and its arguments.
@@ -81,26 +78,30 @@ fn main() -> io::Result<()> {
 fn measure(args: &Args) -> io::Result<()> {
     let file = args.work.join("data/file");
     make(&file, args.mib)?;
-    fs::write(args.work.join("backup.toml"), CONFIG.replace("BUCKET", &args.bucket))?;
-    let words = |words: &[&str]| words.iter().map(|w| (*w).to_owned()).collect::<Vec<_>>();
+    let config = CONFIG.replace("BUCKET", &args.bucket);
+    fs::write(args.work.join("backup.toml"), &config)?;
+    // The same straight to the bucket.
+    let direct =
+        config.replace("url = 'near'", "url = 's3://BUCKET/direct'\nstore.options.allow_http = true");
+    fs::write(args.work.join("direct.toml"), direct.replace("BUCKET", &args.bucket))?;
     let (file, endpoint) = (file.to_string_lossy(), format!("http://{}", args.server));
     let theirs = |name: &str| format!("s3://{}/theirs/{name}", args.bucket);
     let mut peers: Vec<Way<'_>> = Vec::new();
     if let Some(s5cmd) = &args.s5cmd {
-        let cp = words(&["--endpoint-url", &endpoint, "cp", &file, &theirs("s5cmd")]);
+        let cp = words_of(&["--endpoint-url", &endpoint, "cp", &file, &theirs("s5cmd")]);
         peers.push(("s5cmd cp", s5cmd, cp));
     }
     if let Some(mc) = &args.mc {
         let to = format!("bench/{}/theirs/mc", args.bucket);
-        let cp = words(&["--config-dir", "/dev/shm/backup-bench-mc", "cp", "--quiet", &file, &to]);
+        let cp = words_of(&["--config-dir", "/dev/shm/backup-bench-mc", "cp", "--quiet", &file, &to]);
         peers.push(("mc cp", mc, cp));
     }
     let ours: [Way<'_>; 2] = [
-        ("back up", &args.backup, words(&["run", "once", "--store", "direct", "-q"])),
-        ("copy", &args.backup, words(&["copy", "--to", "copies", "-q"])),
+        ("back up", &args.backup, words_of(&["run", "once", "--config", "direct.toml", "-q"])),
+        ("copy", &args.backup, words_of(&["copy", "--to", "copies", "-q"])),
     ];
-    one(args, &args.backup, &words(&["init", "-q"]))?;
-    one(args, &args.backup, &words(&["run", "once", "-q"]))?;
+    one(args, &args.backup, &words_of(&["init", "-q"]))?;
+    one(args, &args.backup, &words_of(&["run", "once", "-q"]))?;
     let mut out = io::stdout().lock();
     writeln!(out, "{} MiB that nothing can shorten\n\n{TABLE_HEAD}", args.mib)?;
     for (what, program, words) in &ours {
@@ -110,7 +111,8 @@ fn measure(args: &Args) -> io::Result<()> {
                 let turns = if timed { args.runs } else { 1 };
                 let fresh = |program: &Path, words: &[String]| {
                     empty(args)?;
-                    one(args, &args.backup, &["init".to_owned(), "-q".to_owned()])?;
+                    one(args, &args.backup, &words_of(&["init", "-q"]))?;
+                    one(args, &args.backup, &words_of(&["init", "--config", "direct.toml", "-q"]))?;
                     one(args, program, words)
                 };
                 let compared = Comparison::interleave(
@@ -128,6 +130,10 @@ fn measure(args: &Args) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+fn words_of(words: &[&str]) -> Vec<String> {
+    words.iter().map(|word| (*word).to_owned()).collect()
 }
 
 fn one(args: &Args, program: &Path, words: &[String]) -> io::Result<Cost> {
