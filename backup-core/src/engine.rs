@@ -278,23 +278,13 @@ impl Inner {
         cancel: CancellationToken,
     ) -> Result<Run, BackupError> {
         self.refuse_in_emergency(verb)?;
-        let id = RunId::generate(self.clock.now());
-        let guard = self.state.begin_run(&id)?;
+        let run = self.quiet_run(verb, cancel)?;
         self.events.emit(Event::RunStarted {
-            run_id: id.clone(),
+            run_id: run.id.clone(),
             verb: verb.to_owned(),
             services: services.to_vec(),
         });
-        Ok(Run {
-            id,
-            verb,
-            cancel,
-            started: Instant::now(),
-            guard,
-            until: None,
-            last_chance: false,
-            rehearsal: false,
-        })
+        Ok(run)
     }
 
     fn end(&self, run: &Run, outcome: Outcome) {
