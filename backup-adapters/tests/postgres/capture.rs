@@ -235,9 +235,9 @@ pub(crate) fn watch(marker: &str) -> (Arc<AtomicBool>, std::thread::JoinHandle<(
 async fn no_secret_is_in_a_command_line() {
     let server = shared();
     let (name, role) = (unique("canary"), unique("lost"));
-    server.sql("postgres", &format!("CREATE ROLE {role} LOGIN PASSWORD '{CANARY}'"));
+    server.unseen("postgres", &format!("CREATE ROLE {role} LOGIN PASSWORD '{CANARY}'"));
     server.sql("postgres", &format!("CREATE DATABASE {name} OWNER {role}"));
-    server.sql("postgres", &format!("ALTER DATABASE {name} SET app.x TO 'hush-setting'"));
+    server.unseen("postgres", &format!("ALTER DATABASE {name} SET app.x TO 'hush-setting'"));
     server.sql(&name, "CREATE TABLE t AS SELECT g FROM generate_series(1, 1000) g");
     let adapter = server.adapter(&format!(
         "databases = ['{name}']\nuser = 'pw'\npassword = {{ env = 'P' }}\ncounts = 'exact'"

@@ -32,7 +32,8 @@ pub(crate) fn yugabyte_image() -> String {
 
 pub(crate) fn docker(args: &[&str]) -> (bool, String) {
     // By the environment: an argument would be seen.
-    let out = Command::new("docker").args(args).env("POSTGRES_PASSWORD", CANARY).output().expect("docker");
+    let secrets = ["POSTGRES_PASSWORD", "AWS_SECRET_ACCESS_KEY"].map(|name| (name, CANARY));
+    let out = Command::new("docker").args(args).envs(secrets).output().expect("docker");
     let text = if out.status.success() { out.stdout } else { out.stderr };
     (out.status.success(), String::from_utf8_lossy(&text).trim_end().to_owned())
 }

@@ -1,5 +1,6 @@
 //! Servers of our own, and adapters over them.
 
+use std::io::Write as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -61,7 +62,7 @@ impl Cluster {
         )
         .unwrap();
         let cluster = Self::run(dir, &data, extra);
-        cluster.sql("postgres", &format!("CREATE ROLE pw SUPERUSER LOGIN PASSWORD '{CANARY}'"));
+        cluster.unseen("postgres", &format!("CREATE ROLE pw SUPERUSER LOGIN PASSWORD '{CANARY}'"));
         cluster
     }
 
@@ -120,6 +121,15 @@ impl Cluster {
         let (ok, text) = self.try_sql(database, sql);
         assert!(ok, "{sql}: {text}");
         text
+    }
+
+    /// As [`Self::sql`], but not as an argument: another test may be looking at all command lines for what is told here.
+    pub(crate) fn unseen(&self, database: &str, sql: &str) {
+        let mut psql = self.client("psql");
+        psql.args(["-XAtq", "-v", "ON_ERROR_STOP=1"]).env("PGDATABASE", database);
+        let mut psql = psql.stdin(Stdio::piped()).spawn().unwrap();
+        psql.stdin.take().unwrap().write_all(sql.as_bytes()).unwrap();
+        assert!(psql.wait().unwrap().success(), "{sql}");
     }
 
     /// The whole content as text.

@@ -18,7 +18,9 @@ pub(crate) struct Container {
 }
 
 pub(crate) fn docker(args: &[&str]) -> String {
-    let done = Command::new("docker").args(args).output().unwrap();
+    // By the environment: another test looks at the arguments of all processes.
+    let secrets = ["REDIS_PASSWORD", "REDISCLI_AUTH"].map(|name| (name, CANARY));
+    let done = Command::new("docker").args(args).envs(secrets).output().unwrap();
     assert!(done.status.success(), "docker {args:?}: {}", String::from_utf8_lossy(&done.stderr));
     String::from_utf8_lossy(&done.stdout).trim().to_owned()
 }
@@ -30,8 +32,7 @@ impl Container {
         let container = Self { name: format!("backup-test-{}-{n}-redis", std::process::id()) };
         let label = format!("backup-test={}", std::process::id());
         let mut args = vec!["run", "-d", "--name", &container.name, "--label", &label];
-        let password = format!("REDIS_PASSWORD={CANARY}");
-        args.extend(["-e", &password]);
+        args.extend(["-e", "REDIS_PASSWORD"]);
         args.extend_from_slice(options);
         args.push(IMAGE);
         args.extend(["--repl-diskless-sync-delay", "0"]);
@@ -41,7 +42,8 @@ impl Container {
         for key in ["a", "b", "c"] {
             container.cli(&["SET", key, "1"]);
         }
-        container.cli(&["CONFIG", "SET", "requirepass", CANARY]);
+        let locked = "printf %s \"$REDIS_PASSWORD\" | redis-cli -x CONFIG SET requirepass";
+        assert_eq!(docker(&["exec", &container.name, "sh", "-c", locked]), "OK");
         container
     }
 
@@ -54,8 +56,7 @@ impl Container {
     }
 
     pub(crate) fn cli(&self, args: &[&str]) -> String {
-        let secret = format!("REDISCLI_AUTH={CANARY}");
-        let mut all = vec!["exec", "-e", &secret, &self.name, "redis-cli"];
+        let mut all = vec!["exec", "-e", "REDISCLI_AUTH", &self.name, "redis-cli"];
         all.extend_from_slice(args);
         docker(&all)
     }
