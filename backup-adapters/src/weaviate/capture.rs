@@ -2,9 +2,11 @@
 
 mod made;
 mod report;
+mod second;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use backup_core::runtime::Announced;
@@ -13,7 +15,7 @@ use backup_core::{
     ReadOutcome,
 };
 use chrono::{DateTime, Utc};
-use futures::stream;
+use futures::{StreamExt as _, stream};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
@@ -24,18 +26,9 @@ use super::job::{Job, Kind, phase};
 use super::model;
 use super::server::{self, Backups, Facts, Server};
 use super::{CaptureMode, Inactive, export, reclaim, tenants};
-use crate::runtime::DockerRuntime;
 
 /// How long the end of a capture may take: the run waits for it.
 const END: Duration = Duration::from_secs(7);
-
-/// The server names the logs of its vector indexes by the second, and a backup leaves out the newest: so the vectors of
-/// an index that was made or loaded in the same second are not in it, and their objects are never found by vector again
-/// (seen with 1.35). What is to be in the backup is older than this.
-const SECOND: Duration = Duration::from_millis(1200);
-
-/// How far beyond the end of a second the clock is waited for, where it is this host's.
-const MARGIN: Duration = Duration::from_millis(100);
 
 /// How often a count is tried again because a collection came or went meanwhile.
 const TRIES: u32 = 5;
@@ -124,7 +117,7 @@ pub(super) async fn open(
     };
     let state = Arc::new(Mutex::new(state));
     let (ours, context, of) = (Arc::clone(&state), cx.clone(), server.clone());
-    let artifacts = stream::once(async move { ours.lock().await.capture(&of, mode, &context).await });
+    let artifacts = stream::once(async move { ours.lock().await.capture(&ours, &of, mode, &context).await });
     let (server, cx) = (server.clone(), cx.clone());
     Ok(BackupSource::new(artifacts, async move |outcome| {
         state.lock().await.release(&server, &cx, outcome).await
@@ -143,20 +136,10 @@ async fn census(api: &Api, cx: &OpContext) -> Result<(Schema, Evidence), Adapter
     }
 }
 
-/// How long it takes until the server's clock shows another second.
-fn next_second(server: &Server) -> Duration {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    match now {
-        Ok(now) if server.container.as_ref().is_some_and(DockerRuntime::shares_files) => {
-            Duration::from_secs(1) - Duration::from_nanos(now.subsec_nanos().into()) + MARGIN
-        }
-        _ => SECOND,
-    }
-}
-
 impl State {
     async fn capture(
         &mut self,
+        ours: &Arc<Mutex<Self>>,
         server: &Server,
         mode: Inactive,
         cx: &OpContext,
@@ -188,7 +171,6 @@ impl State {
         }
         phase(cx, "counting");
         let counted = census(&self.api, cx).await?;
-        let settled = Instant::now() + next_second(server);
         schema = counted.0.clone();
         self.notes = schema.dimensions(&self.api, cx).await;
         self.before = Some(counted);
@@ -208,22 +190,9 @@ impl State {
                 archive_of(&format!("{}/{}", self.job.id, model::CONFIG), config.to_string().as_bytes())?;
             Artifact::stream(name, "tar", stream::iter([Ok(body)]))
         } else {
-            cx.within(tokio::time::sleep_until(settled)).await?;
-            let files = self.files()?;
-            self.run(cx, &*files, &schema).await?;
-            phase(cx, "storing what was captured");
-            let size = files.size(&self.job.id).await;
-            let body = files.archive(cx, &self.job.id).await?;
-            let artifact = Artifact::stream(name, "tar", body);
-            match size {
-                Some(bytes) => artifact.with_size_hint(bytes),
-                None => artifact,
-            }
+            second::over(server, cx).await?;
+            self.made(ours, name, schema, cx).await?
         };
-        // They are as they were as soon as the server is done, not once its files are stored. An export still reads them.
-        if self.files.is_some() {
-            self.lull(cx).await?;
-        }
         let left = if wake { inactive } else { BTreeMap::new() };
         Ok(artifact
             .with_attribute("backup_id", self.job.id.as_str())
@@ -231,6 +200,38 @@ impl State {
             .with_attribute("version", self.facts.version.as_str())
             .with_attribute("modules", self.facts.modules.clone())
             .with_attribute("inactive_tenants", serde_json::to_value(left).unwrap_or_default()))
+    }
+
+    /// The server's own backup, read while it is written where that is possible.
+    async fn made(
+        &mut self,
+        ours: &Arc<Mutex<Self>>,
+        name: ArtifactName,
+        schema: Schema,
+        cx: &OpContext,
+    ) -> Result<Artifact, AdapterError> {
+        let files = self.files()?;
+        let over = Arc::new(AtomicBool::new(false));
+        let followed = files.follow(cx, &self.job.id, &over).await;
+        let begun = self.begin(cx).await?;
+        let Some(read) = followed else {
+            self.finish(cx, &*files, &schema, begun).await?;
+            let size = files.size(&self.job.id).await;
+            let artifact = Artifact::stream(name, "tar", files.archive(cx, &self.job.id).await?);
+            return Ok(match size {
+                Some(bytes) => artifact.with_size_hint(bytes),
+                None => artifact,
+            });
+        };
+        let (state, cx) = (Arc::clone(ours), cx.clone());
+        let finish = async move {
+            state.lock().await.finish(&cx, &*files, &schema, begun).await?;
+            over.store(true, Ordering::Release);
+            Ok(())
+        };
+        // It has no bytes, only an error if there is one; what is read does not end before it.
+        let finish = stream::once(finish).filter_map(async |done: Result<(), _>| done.err().map(Err));
+        Ok(Artifact::stream(name, "tar", stream::select(finish, read)))
     }
 
     fn files(&self) -> Result<Arc<dyn Files>, AdapterError> {

@@ -8,6 +8,8 @@ mod folder;
 use std::ffi::OsStr;
 use std::fmt;
 use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use async_trait::async_trait;
 use backup_core::{AdapterError, ByteStream, OpContext};
@@ -27,6 +29,17 @@ pub(super) trait Files: fmt::Debug + Send + Sync {
     /// # Errors
     /// Those of the place; what happens later comes in the stream.
     async fn archive(&self, cx: &OpContext, id: &str) -> Result<ByteStream<AdapterError>, AdapterError>;
+
+    /// The same while the server writes it: what is complete is read at once, and the rest when it is `over`. To be asked
+    /// for before the server begins. `None` where nothing tells what is complete.
+    async fn follow(
+        &self,
+        _cx: &OpContext,
+        _id: &str,
+        _over: &Arc<AtomicBool>,
+    ) -> Option<ByteStream<AdapterError>> {
+        None
+    }
 
     /// One small file, by its path from the top.
     ///

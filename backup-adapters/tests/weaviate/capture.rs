@@ -113,13 +113,13 @@ async fn collections_that_come_and_go_are_told() {
     server.fill("Gone", None, 0, 20, 4).await;
     let mut parts = server.adapter("").open(&bench().cx()).await.unwrap().into_parts();
     let artifact = parts.artifacts.next().await.unwrap().unwrap_or_else(|e| panic!("{}", chain(&e)));
+    let ArtifactBody::Stream(mut body) = artifact.body else { panic!() };
+    while let Some(chunk) = body.next().await {
+        chunk.unwrap_or_else(|e| panic!("{}", chain(&e)));
+    }
     // The server's backup is done; what comes now is not in it.
     server.call("DELETE", "/v1/schema/Gone", None).await;
     server.make_class("Fresh", false).await;
-    let ArtifactBody::Stream(mut body) = artifact.body else { panic!() };
-    while let Some(chunk) = body.next().await {
-        chunk.unwrap();
-    }
     drop((body, parts.artifacts));
     let report = (parts.release)(ReadOutcome::Complete).await.unwrap();
     let warned = |what: &str| report.warnings.iter().any(|w| w.contains(what));
@@ -132,6 +132,51 @@ async fn collections_that_come_and_go_are_told() {
         (report.evidence.counts["objects.Gone"], report.evidence.counts_after["objects.Gone"]),
         (20, 0)
     );
+}
+
+#[tokio::test]
+#[ignore = "needs Docker"]
+async fn its_files_are_read_while_the_server_is_at_work() {
+    let server = Server::start().await;
+    server.seed().await;
+    for class in ["Big", "Large"] {
+        let text = json!({ "name": "text", "dataType": ["text"], "indexFilterable": false, "indexSearchable": false });
+        let schema = json!({ "class": class, "vectorizer": "none", "properties": [text] });
+        server.call("POST", "/v1/schema", Some(schema)).await;
+        for _ in 0..40 {
+            let properties = json!({ "text": "x".repeat(1 << 20) });
+            server
+                .call("POST", "/v1/objects", Some(json!({ "class": class, "properties": properties })))
+                .await;
+        }
+    }
+    let mut early = 0;
+    // One that is closed before its folder is watched is read in the end: so more than one try.
+    for touched in [false, false, false, true, true, true] {
+        let mut parts = server.adapter("").open(&bench().cx()).await.unwrap().into_parts();
+        let artifact = parts.artifacts.next().await.unwrap().unwrap_or_else(|e| panic!("{}", chain(&e)));
+        let path = format!("/v1/backups/filesystem/{}", artifact.attributes["backup_id"].as_str().unwrap());
+        let ArtifactBody::Stream(mut body) = artifact.body else { panic!() };
+        body.next().await.unwrap().unwrap_or_else(|e| panic!("{}", chain(&e)));
+        let working = server.call("GET", &path, None).await["status"] != "SUCCESS";
+        early += u32::from(working);
+        if touched {
+            let touch = "touch /var/lib/weaviate/backups/*/*/*/chunk-*";
+            docker(&["exec", &server.name, "sh", "-c", touch]).await;
+        }
+        let mut rest = Ok(());
+        while let Some(chunk) = body.next().await {
+            rest = rest.and(chunk.map(drop));
+        }
+        drop((body, parts.artifacts));
+        let outcome = if touched { ReadOutcome::Failed } else { ReadOutcome::Complete };
+        let _report = (parts.release)(outcome).await.unwrap();
+        if working || !touched {
+            assert_eq!(rest.err().map(|e| e.kind()), touched.then_some(AdapterErrorKind::Changed));
+        }
+        assert_eq!(server.backups().await, Vec::<String>::new());
+    }
+    assert!(early > 0, "nothing came before the server was done");
 }
 
 #[tokio::test]

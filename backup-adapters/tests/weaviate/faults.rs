@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use backup_core::testkit::adapter_suite::{Captured, capture};
-use backup_core::{AdapterError, AdapterErrorKind, ServiceAdapter, chain};
+use backup_core::{AdapterError, AdapterErrorKind, ArtifactBody, ServiceAdapter, chain};
 use futures::StreamExt as _;
 
 use crate::proxy::{Fault, Proxy};
@@ -126,11 +126,19 @@ async fn a_server_that_dies_or_restarts_midway_is_an_error() {
                 if fault == "kill" { &["kill", &name] } else { &["restart", "-t", "0", &name] };
             docker(args).await;
         };
-        let (artifact, ()) = tokio::join!(parts.artifacts.next(), accident);
-        match artifact.unwrap() {
+        let read = async {
+            let ArtifactBody::Stream(mut body) = parts.artifacts.next().await.unwrap()?.body else {
+                panic!()
+            };
+            while let Some(chunk) = body.next().await {
+                chunk?;
+            }
+            Ok::<_, AdapterError>(())
+        };
+        match tokio::join!(read, accident).0 {
             Err(e) => println!("{fault}: {}", chain(&e)),
             // It was done already, or the container has another address now and the same data.
-            Ok(_) => println!("{fault}: the backup was done before"),
+            Ok(()) => println!("{fault}: the backup was done before"),
         }
         drop(parts.artifacts);
         let _report = (parts.release)(backup_core::ReadOutcome::Failed).await;

@@ -11,18 +11,32 @@ use crate::weaviate::files::Files;
 use crate::weaviate::job::phase;
 use crate::weaviate::model;
 
+/// What the server was told to make.
+pub(super) struct Begun {
+    at: Instant,
+    /// The collections that it named.
+    classes: BTreeSet<String>,
+}
+
 impl State {
-    /// Lets the server make its backup, and compares it with what is there.
-    pub(super) async fn run(
+    /// Tells the server to make its backup.
+    pub(super) async fn begin(&mut self, cx: &OpContext) -> Result<Begun, AdapterError> {
+        phase(cx, "the server makes its backup");
+        let at = Instant::now();
+        self.begun = true;
+        Ok(Begun { at, classes: self.job.start(&self.api, cx).await? })
+    }
+
+    /// Waits for the server, and compares its backup with what is there. Its tenants are as they were as soon as it is done,
+    /// not once its files are stored.
+    pub(super) async fn finish(
         &mut self,
         cx: &OpContext,
         files: &dyn Files,
         schema: &Schema,
+        begun: Begun,
     ) -> Result<(), AdapterError> {
-        phase(cx, "the server makes its backup");
-        let began = Instant::now();
-        self.begun = true;
-        let named = self.job.start(&self.api, cx).await?;
+        let Begun { at: began, classes: named } = begun;
         self.job.wait(&self.api, cx, Some(files)).await?;
         self.server_ms = began.elapsed().as_millis();
         self.done = cx.clock.now();
@@ -73,6 +87,8 @@ impl State {
                 return Err(AdapterError::corrupt(what));
             }
         }
+        self.lull(cx).await?;
+        phase(cx, "storing what was captured");
         Ok(())
     }
 }
