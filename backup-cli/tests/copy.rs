@@ -206,6 +206,25 @@ fn damage_goes_no_further_than_where_it_is() {
 }
 
 #[test]
+fn a_damaged_copy_is_made_whole_by_the_next_copy() {
+    let world = three();
+    world.ok(&["run"]);
+    world.damage(&find(&world.path("disk2"), &format!("data_{FIRST}.tar.zst")));
+    let verify = ["verify", "data", "--store", "second", "--level", "content"];
+    assert_eq!(world.run_at("2026-03-10T00:00:00Z", &verify).code, 5);
+    assert!(good(&world, "second").is_empty());
+    let plan = world.ok(&["copy", "--to", "second", "--dry-run"]);
+    assert!(plan.out.contains("heal") && plan.out.contains("damaged there"), "{plan:#?}");
+    let healed = world.run_at("2026-03-10T00:01:00Z", &["copy", "--to", "second"]);
+    assert!(healed.code == 0 && healed.err.contains("whole again: 1 file sent"), "{healed:#?}");
+    let id = format!("data/hourly/{FIRST}");
+    assert_eq!(good(&world, "second"), std::slice::from_ref(&id));
+    let mut there = content(&world, "disk2", &id);
+    there.retain(|(name, _)| !name.starts_with("verify-"));
+    assert_eq!(there, content(&world, "fast", &id));
+}
+
+#[test]
 fn names_that_make_no_sense_are_refused_with_what_exists() {
     let world = three();
     world

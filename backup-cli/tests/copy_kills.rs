@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use super::s3::{KEYS, Storage};
 use super::support::{World, find, tree};
 
 const CONFIG: &str = r#"
@@ -114,4 +115,120 @@ fn copies_killed_at_any_instant_leave_nothing_that_lies_and_the_next_completes()
     assert!(backups(&world.path("disk2")).contains(gone));
     let partial = tree(&world.path("disk2")).into_iter().find(|(name, _)| name.contains(".tmp-"));
     assert_eq!(partial.map(|(name, _)| name), None);
+}
+
+/// An encrypted backup has two files: one of noise, and the private part of its metadata, which comes last.
+fn two_files(world: &World, to: &str) -> String {
+    let public = world.ok(&["keys", "new", "key"]).out.trim().to_owned();
+    let config = format!(
+        "state_dir = 'state'\nbackup_configuration = false\nencryption.recipients = ['{public}']\n\
+         limits.bandwidth = '512KiB/s'\nstore.url = 'fast'\nstores.second = {to}\n\
+         intervals.hourly.services = ['data']\nservices.data = {{ kind = 'files', paths = ['data'] }}\n"
+    );
+    world.write("backup.toml", &config);
+    // What comes last is large enough to be waited for.
+    let mut noise = vec![0; 3_900_000];
+    fastrand::Rng::with_seed(4711).fill(&mut noise);
+    std::fs::create_dir(world.path("data")).unwrap();
+    std::fs::write(world.path("data").join("noise"), noise).unwrap();
+    config
+}
+
+/// Waits until `is_so`, while the copier is at work.
+fn while_it_copies(child: &mut std::process::Child, mut is_so: impl FnMut() -> bool) {
+    let until = Instant::now() + Duration::from_secs(60);
+    while !is_so() {
+        assert_eq!(child.try_wait().unwrap(), None, "it ended too early");
+        assert!(Instant::now() < until, "it never came so far");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// The directory of the one backup below `store`, and its file of noise.
+fn noise_of(world: &World) -> (String, String) {
+    let id = world.good().remove(0);
+    let files = tree(&world.path("fast").join(&id)).into_iter();
+    let noise = files.max_by_key(|(_, content)| content.as_ref().map(Vec::len)).unwrap().0;
+    (id, noise)
+}
+
+#[test]
+fn a_copy_that_is_killed_between_its_files_goes_on_with_the_second_one() {
+    let world = World::new();
+    let config = two_files(&world, "{ url = 'disk2' }");
+    world.ok(&["init"]);
+    world.ok(&["run"]);
+    let (id, noise) = noise_of(&world);
+    let place = world.path("disk2").join(&id);
+    let mut command = world.command(&["copy", "--to", "second"]);
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    // The second file waits for what the first one has cost.
+    while_it_copies(&mut child, || {
+        place.join(&noise).exists() && tree(&place).iter().any(|(name, _)| name.contains(".tmp-"))
+    });
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(!place.join("metadata.json").exists(), "it came to its end");
+    let stamp = |path: &Path| {
+        let about = std::fs::metadata(path).unwrap();
+        (std::os::unix::fs::MetadataExt::ino(&about), about.modified().unwrap())
+    };
+    let before = stamp(&place.join(&noise));
+    world.write("backup.toml", &config.replace("limits.bandwidth = '512KiB/s'\n", ""));
+    let told = world.ok(&["copy", "--to", "second", "--wait", "0s"]).err;
+    assert_eq!(stamp(&place.join(&noise)), before, "it was sent again");
+    assert_eq!(backups(&world.path("disk2")), backups(&world.path("fast")));
+    assert!(
+        tree(&world.path("disk2")).iter().all(|(name, _)| !name.contains(".tmp-")),
+        "half a file is left"
+    );
+    assert!(told.contains("1 file (") && told.contains("not sent again"), "{told}");
+
+    // A bit flips in what another one leaves: it is found before anything relies on it.
+    std::fs::remove_dir_all(world.path("disk2").join("data")).unwrap();
+    world.write("backup.toml", &config);
+    let mut child = command.spawn().unwrap();
+    while_it_copies(&mut child, || place.join(&noise).exists());
+    child.kill().unwrap();
+    child.wait().unwrap();
+    world.damage(&place.join(&noise));
+    world.write("backup.toml", &config.replace("limits.bandwidth = '512KiB/s'\n", ""));
+    world.ok(&["copy", "--to", "second", "--wait", "0s"]);
+    assert_eq!(backups(&world.path("disk2")), backups(&world.path("fast")));
+}
+
+#[test]
+#[ignore = "live: MinIO in a container"]
+fn a_copy_to_a_bucket_that_is_killed_between_its_files_goes_on_with_the_second_one() {
+    let storage = Storage::start("resume");
+    let world = World::new();
+    let config = two_files(&world, "{ url = 's3://ours/host', options = { allow_http = true } }");
+    storage.ok(&world, &["init"]);
+    storage.ok(&world, &["run"]);
+    let (id, noise) = noise_of(&world);
+    let mut command = world.command(&["copy", "--to", "second"]);
+    command.env("AWS_ENDPOINT_URL_S3", format!("http://{}", storage.address)).env("AWS_REGION", "us-east-1");
+    command.envs(KEYS).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut child = command.spawn().unwrap();
+    let object = format!("host/{id}/{noise}");
+    while_it_copies(&mut child, || storage.stamp(&object).is_some());
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!(storage.stamp(&format!("host/{id}/metadata.json")), None, "it came to its end");
+    let before = storage.stamp(&object);
+    world.write("backup.toml", &config.replace("limits.bandwidth = '512KiB/s'\n", ""));
+    let told = storage.ok(&world, &["copy", "--to", "second", "--wait", "0s"]).err;
+    assert_eq!(storage.stamp(&object), before, "it was sent again");
+    assert!(told.contains("1 file (") && told.contains("not sent again"), "{told}");
+    storage.ok(&world, &["verify", "--store", "second", "--all", "--level", "stored"]);
+
+    // Somebody writes over it: that is found, and the next copy makes it whole.
+    storage.boto(&format!("s3.put_object(Bucket='ours', Key='{object}', Body=b'other')"));
+    let later = |now, args: &[&str]| storage.run(&world, args, &[KEYS[0], KEYS[1], ("BACKUP_TEST_NOW", now)]);
+    let found = later("2026-03-10T00:00:00Z", &["verify", "--store", "second", "--all", "--level", "stored"]);
+    assert_eq!(found.code, 5, "{found:#?}");
+    let healed = later("2026-03-10T00:01:00Z", &["copy", "--to", "second"]);
+    assert!(healed.code == 0 && healed.err.contains("whole again"), "{healed:#?}");
+    let found = later("2026-03-10T00:02:00Z", &["verify", "--store", "second", "--all", "--level", "stored"]);
+    assert_eq!(found.code, 0, "{found:#?}");
 }

@@ -68,8 +68,16 @@ impl Storage {
         found.unwrap().success()
     }
 
+    /// When an object of the bucket `ours` was written, as the storage keeps it on its disk; `None`: it is not there.
+    pub(crate) fn stamp(&self, key: &str) -> Option<String> {
+        let file = format!("/data/ours/{key}/xl.meta");
+        let args = ["exec", &self.name, "stat", "--format", "%i %y", &file];
+        let found = Command::new("docker").args(args).output().unwrap();
+        found.status.success().then(|| String::from_utf8_lossy(&found.stdout).into_owned())
+    }
+
     /// What AWS's own client does with all rights; its printed words.
-    fn boto(&self, program: &str) -> String {
+    pub(crate) fn boto(&self, program: &str) -> String {
         let text = format!(
             "import boto3\ns3 = boto3.client('s3', endpoint_url='http://{}', region_name='us-east-1', \
              aws_access_key_id='{ID}', aws_secret_access_key='{SECRET}')\n{program}",

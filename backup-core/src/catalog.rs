@@ -39,7 +39,7 @@ mod listing;
 mod locks;
 mod probe;
 
-pub(crate) use copies::Adopted;
+pub(crate) use copies::{Adopted, Pin};
 pub use delete::{DeleteReport, PurgeExternal};
 pub use draft::Draft;
 pub use facts::{Fact, FactKind, VerifyLevel};

@@ -22,8 +22,12 @@ mod backups;
 mod copies;
 #[path = "engine/copy_faults.rs"]
 mod copy_faults;
+#[path = "engine/copy_heal.rs"]
+mod copy_heal;
 #[path = "engine/copy_neighbours.rs"]
 mod copy_neighbours;
+#[path = "engine/copy_resume.rs"]
+mod copy_resume;
 #[path = "engine/drills.rs"]
 mod drills;
 #[path = "engine/encryption.rs"]

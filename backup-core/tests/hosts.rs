@@ -14,7 +14,7 @@ use std::time::Duration;
 use chrono::TimeDelta;
 use machine::Machine;
 use truth::Truth;
-use turns::{Fate, Turns};
+use turns::{Fate, TAKES_OVER, Turns};
 
 /// Each with a prefix of its own, in which it has two stores.
 const HOSTS: usize = 3;
@@ -103,9 +103,12 @@ async fn quiet(turns: &Turns, machines: &[Machine]) {
 
 #[tokio::test]
 async fn hosts_that_pause_and_die_never_hurt_each_other() {
+    let mut taken_over = 0;
     for seed in 1..=4 {
-        story(seed, STEPS, TimeDelta::seconds(10)).await;
+        taken_over += story(seed, STEPS, TimeDelta::seconds(10)).await.matches(TAKES_OVER).count();
     }
+    // Of the dead, and of those whose lease ended while they slept.
+    assert!(taken_over > 10, "only {taken_over} copies were completed by another");
 }
 
 /// Then leases are taken early; whoever held them must find out before anything is done.

@@ -126,6 +126,7 @@ fn text(plan: &CopyPlan) -> String {
     for copy in &plan.copies {
         let (word, style, reason) = match &copy.action {
             CopyAction::Copy => ("copy", GREEN, "missing there"),
+            CopyAction::Heal => ("heal", GREEN, "damaged there"),
             CopyAction::NotKept(reason) => ("leave", DIM, reason.as_str()),
             CopyAction::LeftOut(reason) => ("leave", YELLOW, reason.as_str()),
             CopyAction::There => continue,

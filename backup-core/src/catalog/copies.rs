@@ -1,5 +1,6 @@
 //! Copies from other stores: the same directory under the same name, and what is being read for one.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -9,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::draft::create_or_same;
 use super::{
-    BackupState, Catalog, Draft, Entry, METADATA, RUN, TOMBSTONE, file, fixed_key, json, read_small,
+    BackupState, Catalog, Draft, Entry, Lease, METADATA, RUN, TOMBSTONE, file, fixed_key, json, read_small,
 };
 use crate::error::{BackupError, StoreError};
 use crate::id::{BackupId, RunId, ServiceName, StoreKey};
@@ -20,6 +21,9 @@ use crate::metadata::{Metadata, Process, Reservation, Status};
 pub(crate) enum Adopted {
     /// Its directory is ours to fill.
     Draft(Box<Draft>),
+    /// An earlier copier of this very backup began to fill it, and has the lease no more: what it left may be completed
+    /// under its reservation.
+    Half(Box<Draft>),
     /// This very backup is there.
     There,
     /// Something else is there, which is left alone.
@@ -48,6 +52,11 @@ pub(crate) struct Pin {
 impl Catalog {
     /// Reserves the directory of a copy, under the name that the backup has in its store of origin. `metadata` is the
     /// text of its metadata.json. The caller holds the lease on copies of the service.
+    ///
+    /// What another copier left half done, from the same store of origin, is handed over with its reservation: nothing is
+    /// exchanged, so that no death leaves a directory that nobody owns. Whoever had the lease before may only be paused.
+    /// The one call that it may still make when it wakes up does no harm as long as nothing is removed: it makes the same
+    /// bytes visible, or commits when every file is there.
     pub(crate) async fn adopt(
         &self,
         id: &BackupId,
@@ -74,7 +83,9 @@ impl Catalog {
             return conflict("is being deleted there");
         }
         if has(RUN) {
-            return conflict("is being written there by somebody else");
+            let theirs = self.half_copy(id, reservation.copied_from.as_deref()).await?;
+            let Some(theirs) = theirs else { return conflict("is being written there by somebody else") };
+            return Ok(Adopted::Half(Box::new(Draft::new(self.clone(), id.clone(), theirs))));
         }
         if !keys.is_empty() {
             return conflict("is something else there");
@@ -86,14 +97,45 @@ impl Catalog {
         }
     }
 
-    /// Removes what a copy that ended midway has left, whole: a half copy is made anew rather than completed, because
-    /// completing it would mean to exchange its reservation, and a death between the two leaves a directory that nobody
-    /// owns. The caller holds the lease on copies of the service. Returns whether anything was removed.
+    /// The reservation of a half copy of a backup, if it came from the store `origin`. The name says which backup it is:
+    /// metadata.json never changes there.
+    async fn half_copy(
+        &self,
+        id: &BackupId,
+        origin: Option<&str>,
+    ) -> Result<Option<Reservation>, BackupError> {
+        let text = match read_small(self.store.as_ref(), &file(id, RUN)).await {
+            Ok(text) => text,
+            Err(StoreError::NotFound { .. }) => return Ok(None),
+            Err(e) => return Err(BackupError::store(format!("reserve the copy of {id}"), e)),
+        };
+        let Ok(theirs) = serde_json::from_slice::<Reservation>(&text) else { return Ok(None) };
+        // What a newer version wrote, it may judge itself: the commit compares the text.
+        let same = origin.is_some() && theirs.copied_from.as_deref() == origin && json(&theirs)? == text;
+        Ok(same.then_some(theirs))
+    }
+
+    /// Whether something of a half copy may be removed: nobody works on it any more, for certain, neither who reserved it
+    /// nor who took it over. Then no commit can arrive that counts on it.
+    pub(crate) async fn is_forsaken(
+        &self,
+        id: &BackupId,
+        reservation: &Reservation,
+        is_dead: impl Fn(&Reservation) -> bool,
+    ) -> Result<bool, BackupError> {
+        let over = self.clock.now() > reservation.commit_deadline || is_dead(reservation);
+        Ok(over && !self.being_read(&id.service).await?.contains(id))
+    }
+
+    /// Removes what a copy that ended midway has left, whole, unless `goes_on` wants to complete it. The caller holds the
+    /// lease on copies of the service. Returns whether anything was removed.
     ///
     /// Only if its time is over, or `is_dead` knows that nobody works on it: then no commit can arrive any more.
     pub(crate) async fn clear_half_copy(
         &self,
         entry: &Entry,
+        lease: &Lease,
+        goes_on: impl Fn(&Reservation) -> bool,
         is_dead: impl Fn(&Reservation) -> bool,
     ) -> Result<bool, BackupError> {
         let id = &entry.id;
@@ -104,10 +146,12 @@ impl Catalog {
         let Some(reservation) = self.reservation(id).await?.filter(|r| r.copied_from.is_some()) else {
             return Ok(false);
         };
-        if self.clock.now() <= reservation.commit_deadline && !is_dead(&reservation) {
+        let incomplete = entry.state == BackupState::Incomplete;
+        if (incomplete && goes_on(&reservation)) || !self.is_forsaken(id, &reservation, is_dead).await? {
             return Ok(false);
         }
-        if entry.state == BackupState::Incomplete {
+        lease.still_mine().await?;
+        if incomplete {
             // Whoever creates it decides, here as everywhere.
             let mark = super::delete::aborted_mark(id, &reservation, self.store_id(), self.clock.now());
             match self.store.create(&file(id, METADATA), json(&mark)?).await {
@@ -117,10 +161,30 @@ impl Catalog {
             }
         }
         self.remove_data(id).await?;
+        self.remove_mark(id, lease).await?;
+        Ok(true)
+    }
+
+    /// Removes what is left of a half copy whose data is gone. Whoever lost the lease meanwhile leaves it to the next one.
+    pub(super) async fn remove_mark(&self, id: &BackupId, lease: &Lease) -> Result<(), BackupError> {
+        let failed = |e| BackupError::store(format!("remove the unfinished copy of {id}"), e);
+        lease.still_mine().await?;
         // The reservation last: what is left at any point is found and removed the next time.
         self.store.delete(&file(id, METADATA)).await.map_err(failed)?;
-        self.store.delete_prefix(&id.dir()).await.map_err(failed)?;
-        Ok(true)
+        self.store.delete_prefix(&id.dir()).await.map_err(failed)
+    }
+
+    /// The directory of a damaged backup, for writing what it lacks. The caller holds the lease on copies of the service, and
+    /// has pinned it.
+    pub(crate) fn damaged(&self, id: &BackupId, reservation: Reservation) -> Draft {
+        Draft::new(self.clone(), id.clone(), reservation)
+    }
+
+    /// The files of a directory, by name, with their lengths.
+    pub(crate) async fn files_of(&self, id: &BackupId) -> Result<BTreeMap<String, u64>, BackupError> {
+        let infos: Result<Vec<_>, _> = self.store.list(Some(&id.dir())).try_collect().await;
+        let infos = infos.map_err(|e| BackupError::store(format!("look through {id}"), e))?;
+        Ok(infos.into_iter().map(|i| (i.key.file_name().to_owned(), i.bytes)).collect())
     }
 
     /// Says that backups of `service` are being read, for at most `ttl`.
@@ -229,7 +293,7 @@ mod tests {
             match adopted {
                 Adopted::There => assert_eq!(expected, "there", "{name}"),
                 Adopted::Conflict(why) => assert!(why.contains(expected), "{name}: {why}"),
-                Adopted::Draft(_) => panic!("{name}: taken"),
+                Adopted::Draft(_) | Adopted::Half(_) => panic!("{name}: taken"),
             }
             let keys: Vec<StoreKey> = store.list_keys(Some(&id.dir())).try_collect().await.unwrap();
             assert_eq!(keys.len(), 1, "{name}: nothing is written beside it");

@@ -37,6 +37,8 @@ impl Catalog {
     /// Gives up a directory that was reserved and never committed, if its time is over or its process is provably dead.
     /// Returns whether it was given up now.
     ///
+    /// Half a copy stays until its time is over, for the next copier to complete, and as long as one does that.
+    ///
     /// Creating `metadata.json` with status `aborted` decides: a writer that wakes up later loses its commit.
     ///
     /// # Errors
@@ -46,7 +48,12 @@ impl Catalog {
         match &entry.state {
             BackupState::Incomplete => {
                 let Some(reservation) = self.reservation(&entry.id).await? else { return Ok(false) };
-                if self.clock.now() <= reservation.commit_deadline && !reservation.process.is_dead() {
+                let copy = reservation.copied_from.is_some();
+                let in_time = self.clock.now() <= reservation.commit_deadline;
+                if in_time && (copy || !reservation.process.is_dead()) {
+                    return Ok(false);
+                }
+                if copy && self.being_read(&entry.id.service).await?.contains(&entry.id) {
                     return Ok(false);
                 }
                 let mark = aborted_mark(&entry.id, &reservation, self.store_id(), self.clock.now());
@@ -60,11 +67,16 @@ impl Catalog {
                 Ok(true)
             }
             BackupState::Aborted => {
+                let reservation = self.reservation(&entry.id).await?;
+                let long_ago = self.clock.now() - chrono::TimeDelta::days(ABORTED_DAYS);
+                let old = reservation.as_ref().is_none_or(|r| r.commit_deadline < long_ago);
+                // The next copier removes it, or has done so, and fills the place anew since it was listed.
+                if !old && reservation.is_some_and(|r| r.copied_from.is_some()) {
+                    return Ok(false);
+                }
                 // A sweep that was interrupted is finished; the marks go when nobody can be asleep any more.
                 self.remove_data(&entry.id).await?;
-                let deadline = self.reservation(&entry.id).await?.map(|r| r.commit_deadline);
-                let long_ago = self.clock.now() - chrono::TimeDelta::days(ABORTED_DAYS);
-                if deadline.is_none_or(|d| d < long_ago) {
+                if old {
                     self.store
                         .delete_prefix(&entry.id.dir())
                         .await

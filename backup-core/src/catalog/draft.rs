@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use futures::TryStreamExt;
 
-use super::{Catalog, METADATA, RUN, file, json, read_small};
+use super::{Catalog, Lease, METADATA, RUN, file, json, read_small};
 use crate::error::{BackupError, StoreError};
 use crate::id::{BackupId, StoreKey};
 use crate::metadata::{Metadata, Reservation};
@@ -109,6 +109,22 @@ impl Draft {
         match &self.commit_tried {
             Some(tried) => self.decide(tried).await,
             None => (Settlement::Abandoned, self.remove().await),
+        }
+    }
+
+    /// As [`discard`](Self::discard), of a copy that was to be committed as `text`. Somebody else may have taken it over
+    /// since the lease was looked at: so the name of metadata.json is taken before anything is removed, and that one's commit
+    /// fails.
+    pub(crate) async fn discard_copy(
+        self,
+        text: &Bytes,
+        lease: &Lease,
+    ) -> (Settlement, Result<(), BackupError>) {
+        match self.decide(text).await {
+            (Settlement::Abandoned, Ok(())) => {
+                (Settlement::Abandoned, self.catalog.remove_mark(&self.id, lease).await)
+            }
+            other => other,
         }
     }
 

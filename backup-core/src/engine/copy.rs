@@ -2,14 +2,15 @@
 //!
 //! ```text
 //! what is good here, missing there, and would be kept there
-//!     → lease on the service's copies there → half copies of the dead are removed
+//!     → lease on the service's copies there → half copies of what is not wanted any more are removed
 //!     → pin here, so that retention leaves alone what is being read
-//!     → each: run.json → files, hashed on their way, compared with metadata.json before they become visible
+//!     → each: run.json → what an interrupted copy left whole is read back and stays
+//!            → files, hashed on their way, compared with metadata.json before they become visible
 //!            → SHA256SUMS, RESTORE.md → metadata.json, the same bytes, create-only, last
 //!     → what is kept there
 //! ```
 //!
-//! Nothing but good backups travels, so neither a deletion nor damage does.
+//! Nothing but good backups travels, so neither a deletion nor damage does. A copy that was found damaged there is made whole.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -26,6 +27,8 @@ use crate::id::{Interval, ServiceName, StoreName};
 use crate::plan::{BackupPlan, PlannedService, PlannedStore};
 
 mod choose;
+mod half;
+mod heal;
 mod one;
 mod pace;
 mod service;
@@ -47,7 +50,7 @@ pub struct CopyRequest {
     pub services: Vec<ServiceName>,
     /// Only this interval.
     pub interval: Option<Interval>,
-    /// Ends it early, leaving nothing half-made.
+    /// Ends it early. Of a backup that is not complete, the files that are whole there stay for the next copy.
     pub cancel: CancellationToken,
 }
 
@@ -294,6 +297,6 @@ impl Inner {
 
     async fn destination(&self, target: Target) -> Result<Destination, BackupError> {
         let inner = self.beside(&target.to).await?;
-        Ok(Destination { inner, target })
+        Ok(Destination { inner: Arc::new(inner), target })
     }
 }

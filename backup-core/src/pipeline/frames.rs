@@ -13,6 +13,10 @@ use crate::source::{ByteStream, CHUNK_BYTES};
 /// Plain bytes of a frame, but for the last one.
 pub(super) const FRAME_BYTES: usize = CHUNK_BYTES;
 
+/// How many buffers for compressed frames are kept for another time: as many as uploads hold on to, five parts of 16 MiB, and
+/// some more. Of a store that takes frames at once only a few ever exist.
+const KEPT: usize = 96;
+
 /// Cuts a body into pieces of exactly [`FRAME_BYTES`], the last one shorter; an empty body is one empty piece.
 pub(super) struct Framer {
     body: ByteStream<AdapterError>,
@@ -78,7 +82,7 @@ pub(super) struct Compressor {
 
 impl Compressor {
     pub(super) fn new(level: i32, threads: usize) -> Self {
-        let buffers = Buffers::new(threads + 4, zstd_safe::compress_bound(FRAME_BYTES));
+        let buffers = Buffers::new(KEPT, zstd_safe::compress_bound(FRAME_BYTES));
         Self { level, contexts: Pool::new(threads), buffers }
     }
 

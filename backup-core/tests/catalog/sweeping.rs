@@ -76,6 +76,33 @@ async fn what_a_dead_process_of_this_boot_left_is_swept_at_once() {
     assert_eq!(swept, [("20260309_043820".to_owned(), true), ("20260309_043821".to_owned(), false)]);
 }
 
+/// It may be completed: whoever copies decides about it until its time is over.
+#[tokio::test]
+async fn half_a_copy_of_the_dead_stays_until_its_time_is_over() {
+    let w = World::new().await;
+    let process = backup_core::Process { pid: 0x3fff_fff0, ..backup_core::Process::this() };
+    let copied_from = Some("elsewhere".to_owned());
+    let reservation = Reservation { process, copied_from, ..w.reservation() };
+    let draft = w.catalog.reserve(&redis(), &hourly(), reservation).await.unwrap();
+    draft.create("redis.rdb.zst", Bytes::from_static(b"data")).await.unwrap();
+    w.clock.advance_secs(600);
+    assert!(!w.catalog.sweep(&w.entries().await[0]).await.unwrap());
+    assert_eq!(w.states().await, ["incomplete"]);
+    w.clock.advance_secs(1);
+    assert!(w.catalog.sweep(&w.entries().await[0]).await.unwrap());
+    assert_eq!(w.states().await, ["aborted"]);
+    assert!(w.store.head(&draft.id().file("redis.rdb.zst").unwrap()).await.is_err());
+    // A sweeper that is late does not empty what was made in the place of it.
+    let stale = w.entries().await;
+    w.store.inner().delete_prefix(&draft.id().dir()).await.unwrap();
+    let anew = Reservation { copied_from: Some("elsewhere".into()), ..w.reservation() };
+    let text = serde_json::to_vec(&anew).unwrap();
+    w.store.create(&draft.id().file("run.json").unwrap(), text.into()).await.unwrap();
+    draft.create("redis.rdb.zst", Bytes::from_static(b"data")).await.unwrap();
+    assert!(!w.catalog.sweep(&stale[0]).await.unwrap());
+    assert!(w.store.head(&draft.id().file("redis.rdb.zst").unwrap()).await.is_ok());
+}
+
 #[tokio::test]
 async fn a_directory_that_we_did_not_make_is_never_swept() {
     let w = World::new().await;

@@ -51,10 +51,20 @@ impl Tiers {
 
     /// An engine over the same stores.
     pub(super) fn another_host(&self, state: StateDir, host: &str) -> Engine {
+        self.another_host_with(self.w.engine.plan().clone(), state, host)
+    }
+
+    /// One that has other plans for them.
+    pub(super) fn another_host_with(
+        &self,
+        plan: backup_core::plan::BackupPlan,
+        state: StateDir,
+        host: &str,
+    ) -> Engine {
         let w = &self.w;
         let mut all = self.others.clone();
         all.insert("first".to_owned(), w.store.clone());
-        Engine::builder(w.engine.plan().clone(), w.engine.catalog().clone(), state)
+        Engine::builder(plan, w.engine.catalog().clone(), state)
             .clock(Arc::new(w.clock.clone()))
             .events(Arc::new(w.events.clone()))
             .host(host)
@@ -90,6 +100,23 @@ impl Tiers {
 
 pub(super) fn to(name: &str) -> CopyRequest {
     CopyRequest { to: vec![StoreName::new(name).unwrap()], ..CopyRequest::default() }
+}
+
+/// Drives a slow copy until it writes to `there`.
+pub(super) async fn until_it_writes(
+    copy: &mut (impl Future<Output: Sized> + Unpin),
+    there: &FaultyStore<MemoryStore>,
+) {
+    let writing = async {
+        while there.calls_of(Call::Write) == 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::select! {
+        biased;
+        _ = copy => panic!("at one byte a second"),
+        () = writing => {}
+    }
 }
 
 /// Every object of the service, but for what each store has of its own.

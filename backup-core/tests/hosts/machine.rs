@@ -74,7 +74,7 @@ pub(crate) fn prefixes(host: usize) -> [String; 2] {
 impl Machine {
     /// A new one of this number: what it had on its own disk is gone with the one before.
     pub(crate) async fn start(number: usize, turns: &Turns, dice: &mut fastrand::Rng) -> Self {
-        let adapter = FakeAdapter::new().artifact("one", [vec![7_u8; 30_000]]);
+        let adapter = FakeAdapter::new().artifact("one", [vec![7_u8; 30_000]]).artifact("two", ["two"]);
         let registry = AdapterRegistry::new().with::<Shared>();
         let plan = ADAPTER
             .sync_scope(adapter.clone(), || {
@@ -97,7 +97,8 @@ impl Machine {
         let state = tempfile::tempdir().unwrap();
         let engine = Engine::builder(plan, catalog, StateDir::open(state.path().join("state")).unwrap())
             .clock(clock)
-            .host(format!("h{}", number % HOSTS))
+            // Of one that is not the same machine, nobody can tell whether it is dead: only its lease says something.
+            .host(format!("h{number}"))
             .lock_patience(Duration::ZERO)
             .stores(stores)
             .build();

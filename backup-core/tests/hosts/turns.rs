@@ -23,6 +23,9 @@ use tokio::sync::oneshot;
 /// By how much clocks may be off before anybody takes a lease early.
 const HONOURED: TimeDelta = TimeDelta::seconds(10);
 
+/// How it is noted that somebody completes a copy that another began.
+pub(crate) const TAKES_OVER: &str = "takes over half a copy";
+
 /// What becomes of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fate {
@@ -292,6 +295,10 @@ impl Store for View {
         let work = async {
             if key.as_str().starts_with(".leases/retention-") || key.as_str().starts_with(".leases/copy-") {
                 self.turns.takes(self.machine, &full, &bytes).await;
+            }
+            // Only who completes another one's copy says there that it does.
+            if key.as_str().starts_with(".leases/reading/") && self.prefix.as_str().ends_with("cloud") {
+                self.turns.note(&format!("{} {TAKES_OVER}", self.machine));
             }
             let aborted = String::from_utf8_lossy(&bytes).contains("\"aborted\"");
             if key.file_name() == "metadata.json" && !aborted {

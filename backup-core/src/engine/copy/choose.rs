@@ -9,7 +9,7 @@ use super::super::Inner;
 use super::super::prune::retention_state;
 use super::Target;
 use super::service::Destination;
-use crate::catalog::{BackupState, Entry, Filter, Listing};
+use crate::catalog::{BackupState, Entry, Filter, Listing, VerifyLevel};
 use crate::error::BackupError;
 use crate::id::{BackupId, Interval, ServiceName, StoreName};
 use crate::plan::BackupPlan;
@@ -23,6 +23,8 @@ use crate::retention::{
 pub enum CopyAction {
     /// It is missing there.
     Copy,
+    /// It was found damaged there: what of it is not whole is sent again.
+    Heal,
     /// It is there.
     There,
     /// It would be deleted there at once.
@@ -65,9 +67,9 @@ impl Default for CopyPlan {
 }
 
 impl CopyPlan {
-    /// What is to be copied.
+    /// What is to be copied, as a whole or in part.
     pub fn missing(&self) -> impl Iterator<Item = &PlannedCopy> {
-        self.copies.iter().filter(|c| c.action == CopyAction::Copy)
+        self.copies.iter().filter(|c| matches!(c.action, CopyAction::Copy | CopyAction::Heal))
     }
 }
 
@@ -77,6 +79,8 @@ pub(super) struct Chosen {
     pub(super) copies: Vec<PlannedCopy>,
     /// The entries here of what is to be copied.
     pub(super) missing: Vec<Entry>,
+    /// What is damaged there and good here: the entry here, that there, and at which level it was found.
+    pub(super) damaged: Vec<(Entry, Entry, VerifyLevel)>,
     /// Unfinished ones there.
     pub(super) unfinished: Vec<Entry>,
     /// What could not be listed here.
@@ -143,7 +147,13 @@ fn choose(
     let mut chosen = Chosen { errors: here.errors.clone(), ..Chosen::default() };
     for entry in good() {
         let action = match known.get(&entry.id).filter(|other| !is_unfinished(other)) {
-            Some(other) => compared(entry, other),
+            Some(other) => match (compared(entry, other, now), &other.state) {
+                (CopyAction::Heal, BackupState::Damaged { level, .. }) => {
+                    chosen.damaged.push((entry.clone(), (*other).clone(), *level));
+                    CopyAction::Heal
+                }
+                (action, _) => action,
+            },
             None => match not_kept.get(&entry.id) {
                 Some(reason) => CopyAction::NotKept(reason.clone()),
                 None => CopyAction::Copy,
@@ -165,12 +175,24 @@ fn is_unfinished(entry: &Entry) -> bool {
 
 /// What is there under the name of a good backup. What a listing knows of both tells them apart; where it knows too
 /// little, nothing is touched either.
-fn compared(here: &Entry, there: &Entry) -> CopyAction {
+fn compared(here: &Entry, there: &Entry, now: DateTime<Utc>) -> CopyAction {
     let id = &here.id;
     match &there.state {
         BackupState::Deleting => CopyAction::LeftOut(format!("{id} is being deleted there")),
-        BackupState::Damaged { .. } => {
-            CopyAction::LeftOut(format!("{id} is damaged there: that copy is left alone and does not count"))
+        BackupState::Damaged { level, .. } => {
+            let left = |why: &str| {
+                CopyAction::LeftOut(format!(
+                    "{id} is damaged there: {why}, it is left alone and does not count"
+                ))
+            };
+            match level {
+                _ if here.summary != there.summary => left("it is another backup than the one here"),
+                // Bytes that are those of the original do not answer it.
+                VerifyLevel::Restore => left("a test restore failed, which new bytes do not answer"),
+                _ if there.held() => left("somebody holds it"),
+                _ if there.retain_until().is_some_and(|until| until > now) => left("it is locked"),
+                _ => CopyAction::Heal,
+            }
         }
         _ if here.summary == there.summary => CopyAction::There,
         state => {

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use super::super::verify::{lost_or_unreachable, without_name};
 use super::super::{Inner, Run};
+use super::half::Half;
 use super::service::{Destination, LEASE, allowance};
 use crate::catalog::{Adopted, Draft, Entry, Lease, RESTORE_MD, SHA256SUMS};
 use crate::error::{BackupError, StoreError, chain};
@@ -16,7 +17,7 @@ use crate::event::Event;
 use crate::id::{ArtifactName, BackupId};
 use crate::metadata::{Metadata, Process, Reservation, StoredFile};
 use crate::pipeline::StoredCheck;
-use crate::source::Settlement;
+use crate::source::{ByteStream, Settlement};
 use crate::store::WriteOptions;
 
 /// At most ten progress events a second.
@@ -25,8 +26,10 @@ const PROGRESS_EVERY: Duration = Duration::from_millis(100);
 /// What became of one backup.
 #[derive(Debug)]
 pub(super) enum One {
-    /// It is there now; so many bytes.
-    Copied(u64),
+    /// It is there now.
+    Copied(Sent),
+    /// It was damaged there, and is whole now.
+    Healed(Sent),
     /// It was there.
     There,
     /// It was deleted here before it was read.
@@ -37,20 +40,47 @@ pub(super) enum One {
     LeftOut(String),
 }
 
+/// How much of one backup was sent, and what was there already.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Sent {
+    /// Bytes that were sent.
+    pub(super) bytes: u64,
+    /// How many files were sent.
+    pub(super) files: usize,
+    /// How many files an interrupted copy had left whole.
+    pub(super) taken: usize,
+    /// Their bytes.
+    pub(super) taken_bytes: u64,
+}
+
+impl Sent {
+    pub(super) fn add(&mut self, file: &StoredFile) {
+        self.files += 1;
+        self.bytes = self.bytes.saturating_add(file.stored_bytes);
+    }
+}
+
 /// What is copied, all but its files.
-struct Papers {
-    text: Bytes,
-    metadata: Metadata,
-    sums: Bytes,
-    restore: Bytes,
+pub(super) struct Papers {
+    pub(super) text: Bytes,
+    pub(super) metadata: Metadata,
+    pub(super) sums: Bytes,
+    pub(super) restore: Bytes,
 }
 
 /// How far the bytes of one backup have come.
-struct Progress {
+pub(super) struct Progress {
     artifact: ArtifactName,
-    bytes: u64,
+    pub(super) bytes: u64,
     total: u64,
     told: Option<Instant>,
+}
+
+impl Progress {
+    pub(super) fn of(id: &BackupId, papers: &Papers) -> Self {
+        let total = papers.metadata.stored_files().fold(0, |sum, f| f.stored_bytes.saturating_add(sum));
+        Self { artifact: ArtifactName::sanitized(&id.timestamp.to_string()), bytes: 0, total, told: None }
+    }
 }
 
 impl Inner {
@@ -94,19 +124,29 @@ impl Inner {
             tool: self.tool.clone(),
             copied_from: Some(self.catalog.store_id().to_owned()),
         };
-        let mut draft = match to.catalog().adopt(id, &papers.text, reservation).await? {
-            Adopted::Draft(draft) => draft,
+        let (mut draft, half) = match to.catalog().adopt(id, &papers.text, reservation).await? {
+            Adopted::Draft(draft) => (draft, None),
+            Adopted::Half(draft) => {
+                let half = self.take_over(run, to, lease, &draft, within).await?;
+                (draft, Some(half))
+            }
             Adopted::There => return Ok(One::There),
             Adopted::Conflict(why) => return Ok(One::LeftOut(why)),
         };
-        match self.fill(run, lease, &mut draft, &papers).await {
-            Ok(()) => Ok(One::Copied(papers.metadata.size_bytes)),
-            Err(error) => self.give_up_copy(lease, *draft, error, &papers).await,
+        let mut sent = Sent::default();
+        let filled = self.fill(run, to, lease, &mut draft, &papers, half.as_ref(), &mut sent).await;
+        let one = match filled {
+            Ok(()) => Ok(One::Copied(sent)),
+            Err(error) => self.give_up_copy(lease, *draft, error, &papers, half.as_ref(), sent).await,
+        };
+        if let Some(half) = half {
+            half.release().await;
         }
+        one
     }
 
     /// metadata.json as it is, and what belongs to it.
-    async fn papers(&self, id: &BackupId) -> Result<Papers, BackupError> {
+    pub(super) async fn papers(&self, id: &BackupId) -> Result<Papers, BackupError> {
         let (text, metadata) = self.catalog.metadata_text(id).await?;
         let sums = self.catalog.read_file(id, SHA256SUMS).await?;
         let restore = self.catalog.read_file(id, RESTORE_MD).await?;
@@ -122,21 +162,44 @@ impl Inner {
         Ok(Papers { text, metadata, sums, restore })
     }
 
+    #[expect(clippy::too_many_arguments, reason = "one step of one function")]
     async fn fill(
         &self,
         run: &Run,
+        to: &Destination,
         lease: &mut Lease,
         draft: &mut Draft,
         papers: &Papers,
+        half: Option<&Half>,
+        sent: &mut Sent,
     ) -> Result<(), BackupError> {
-        let total = papers.metadata.stored_files().fold(0, |sum, f| f.stored_bytes.saturating_add(sum));
-        let artifact = ArtifactName::sanitized(&draft.id().timestamp.to_string());
-        let mut progress = Progress { artifact, bytes: 0, total, told: None };
+        if let Some(half) = half {
+            half.check_papers(to, lease, draft.id(), papers).await?;
+        }
+        let mut progress = Progress::of(draft.id(), papers);
         for stored in papers.metadata.stored_files() {
-            self.copy_file(run, lease, draft, stored, &mut progress).await?;
+            if let Some(half) = half
+                && self.takes_over(run, to, lease, half, draft.id(), stored, &mut progress).await?
+            {
+                sent.taken += 1;
+                sent.taken_bytes = sent.taken_bytes.saturating_add(stored.stored_bytes);
+                continue;
+            }
+            self.copy_file(run, to, lease, draft, stored, &mut progress).await?;
+            sent.add(stored);
         }
         draft.create(SHA256SUMS, papers.sums.clone()).await?;
         draft.create(RESTORE_MD, papers.restore.clone()).await?;
+        // A look at the names costs little, and finds what a copier that slept through its lease has removed since.
+        let there = to.catalog().files_of(draft.id()).await?;
+        let gone = |f: &&StoredFile| there.get(&f.path) != Some(&f.stored_bytes);
+        if let Some(gone) = papers.metadata.stored_files().find(gone) {
+            let (id, path) = (draft.id(), &gone.path);
+            return Err(BackupError::Refused(format!(
+                "{id}: somebody changed or removed `{path}` of the copy in `{}`: copy again",
+                to.name()
+            )));
+        }
         lease.still_mine().await?;
         if run.cancel.is_cancelled() {
             return Err(BackupError::Cancelled);
@@ -145,9 +208,10 @@ impl Inner {
     }
 
     /// One file: nothing of it is visible there before it was compared to its end.
-    async fn copy_file(
+    pub(super) async fn copy_file(
         &self,
         run: &Run,
+        to: &Destination,
         lease: &mut Lease,
         draft: &Draft,
         stored: &StoredFile,
@@ -163,30 +227,27 @@ impl Inner {
         let wrong = |e: crate::error::AdapterError| damaged(without_name(&stored.path, &chain(&e)));
         let unwritten = |e| BackupError::store(format!("write the copy of {id}"), e);
         let moved = async {
-            loop {
-                let chunk = tokio::select! {
-                    biased;
-                    () = run.cancel.cancelled() => return Err(BackupError::Cancelled),
-                    chunk = source.next() => chunk,
-                };
-                let Some(chunk) = chunk else { break };
+            while let Some(chunk) = self.next_chunk(run, lease, &mut source).await? {
                 let chunk = chunk.map_err(lost)?;
-                tokio::select! {
-                    biased;
-                    () = run.cancel.cancelled() => return Err(BackupError::Cancelled),
-                    () = self.pace.take(self.plan.limits.bandwidth, chunk.len()) => {}
-                }
-                lease.keep(LEASE).await?;
-                progress.bytes = progress.bytes.saturating_add(chunk.len() as u64);
+                self.tell_progress(&id, progress, chunk.len());
                 check.send(chunk.clone()).await.map_err(wrong)?;
                 writer.write(chunk).await.map_err(unwritten)?;
-                self.tell_progress(&id, progress);
             }
             check.finish().await.map_err(wrong)?;
             lease.still_mine().await
         };
         match moved.await {
-            Ok(()) => writer.finish().await.map(drop).map_err(unwritten),
+            Ok(()) => match writer.finish().await {
+                Ok(_info) => Ok(()),
+                // A copier that slept through its lease was about to make it visible, and has.
+                Err(e) if e.is_already_exists() => {
+                    match self.reads_whole(run, to.catalog(), lease, &id, stored, None).await? {
+                        true => Ok(()),
+                        false => Err(unwritten(e)),
+                    }
+                }
+                Err(e) => Err(unwritten(e)),
+            },
             Err(error) => {
                 if let Err(e) = writer.abort().await {
                     tracing::debug!(error = %e, "A partial write could not be removed; the sweeper will.");
@@ -196,7 +257,30 @@ impl Inner {
         }
     }
 
-    fn tell_progress(&self, id: &BackupId, progress: &mut Progress) {
+    /// What comes next, at the pace that is allowed, while the lease is kept.
+    pub(super) async fn next_chunk(
+        &self,
+        run: &Run,
+        lease: &mut Lease,
+        bytes: &mut ByteStream<StoreError>,
+    ) -> Result<Option<Result<Bytes, StoreError>>, BackupError> {
+        let chunk = tokio::select! {
+            biased;
+            () = run.cancel.cancelled() => return Err(BackupError::Cancelled),
+            chunk = bytes.next() => chunk,
+        };
+        let Some(Ok(chunk)) = chunk else { return Ok(chunk) };
+        tokio::select! {
+            biased;
+            () = run.cancel.cancelled() => return Err(BackupError::Cancelled),
+            () = self.pace.take(self.plan.limits.bandwidth, chunk.len()) => {}
+        }
+        lease.keep(LEASE).await?;
+        Ok(Some(Ok(chunk)))
+    }
+
+    pub(super) fn tell_progress(&self, id: &BackupId, progress: &mut Progress, more: usize) {
+        progress.bytes = progress.bytes.saturating_add(more as u64);
         if progress.told.is_some_and(|at| at.elapsed() < PROGRESS_EVERY) {
             return;
         }
@@ -209,23 +293,30 @@ impl Inner {
         });
     }
 
-    /// Removes what was written, unless it is committed after all. Who lost the lease removes nothing: it may be another
-    /// one's by now.
+    /// Removes what was written, unless it is committed after all, or worth something to the next copier: after trouble on
+    /// the way, files that are whole are not sent again. Who lost the lease removes nothing: it may be another one's by
+    /// now; nor does who took over, whose forerunner may be asleep.
     async fn give_up_copy(
         &self,
         lease: &Lease,
         draft: Draft,
         error: BackupError,
         papers: &Papers,
+        half: Option<&Half>,
+        sent: Sent,
     ) -> Result<One, BackupError> {
         let id = draft.id().clone();
         let gone = matches!(error, BackupError::Damaged { .. })
             && matches!(self.catalog.exists(&id).await, Ok(false));
+        if half.is_some() || (sent.files > 0 && passes(&error)) {
+            tracing::debug!(%id, "An unfinished copy is left to the next copier.");
+            return if gone { Ok(One::Gone) } else { Err(error) };
+        }
         match lease.still_mine().await {
             Ok(()) => {
-                let (settled, removed) = draft.discard().await;
+                let (settled, removed) = draft.discard_copy(&papers.text, lease).await;
                 if matches!(settled, Settlement::Committed(_)) {
-                    return Ok(One::Copied(papers.metadata.size_bytes));
+                    return Ok(One::Copied(sent));
                 }
                 if let Err(e) = removed {
                     self.warn(Some(&id.service), format!("{} (a later copy will remove it)", chain(&e)));
@@ -234,5 +325,14 @@ impl Inner {
             Err(e) => tracing::debug!(error = %chain(&e), "An unfinished copy is left to the next copier."),
         }
         if gone { Ok(One::Gone) } else { Err(error) }
+    }
+}
+
+/// Whether it may go better the next time, with what is there already. A full disk needs the room.
+fn passes(error: &BackupError) -> bool {
+    match error {
+        BackupError::Cancelled => true,
+        BackupError::Store { source, .. } => !matches!(source, StoreError::NoSpace { .. }),
+        _ => false,
     }
 }

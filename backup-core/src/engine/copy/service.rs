@@ -1,5 +1,6 @@
 //! Copying what one service lacks in one store.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -29,7 +30,7 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 /// Another store, as an engine of its own.
 #[derive(Debug)]
 pub(super) struct Destination {
-    pub(super) inner: Inner,
+    pub(super) inner: Arc<Inner>,
     pub(super) target: Target,
 }
 
@@ -59,7 +60,7 @@ pub(super) fn allowance(bytes: u64, rate: Option<u64>) -> Duration {
 
 impl Inner {
     pub(super) async fn copy_service(
-        self: &std::sync::Arc<Self>,
+        self: &Arc<Self>,
         run: &Run,
         name: &ServiceName,
         to: &Destination,
@@ -111,7 +112,7 @@ impl Inner {
     }
 
     async fn copy_missing(
-        self: &std::sync::Arc<Self>,
+        self: &Arc<Self>,
         run: &Run,
         name: &ServiceName,
         to: &Destination,
@@ -119,7 +120,7 @@ impl Inner {
         copies: &mut CopyReport,
     ) -> Result<(), BackupError> {
         let chosen = self.choose_copies(name, to).await?;
-        if chosen.missing.is_empty() && chosen.unfinished.is_empty() {
+        if chosen.missing.is_empty() && chosen.unfinished.is_empty() && chosen.damaged.is_empty() {
             return conclude(name, to, chosen, Vec::new(), copies);
         }
         let mut lease = self.lease_on_copies(run, name, to).await?;
@@ -162,7 +163,7 @@ impl Inner {
 
     #[expect(clippy::too_many_arguments, reason = "one step of one function")]
     async fn copy_under_lease(
-        self: &std::sync::Arc<Self>,
+        self: &Arc<Self>,
         run: &Run,
         name: &ServiceName,
         to: &Destination,
@@ -172,7 +173,11 @@ impl Inner {
         copies: &mut CopyReport,
     ) -> Result<(), BackupError> {
         for entry in &chosen.unfinished {
-            if to.catalog().clear_half_copy(entry, |r| self.is_dead(r)).await? {
+            // What is to be copied now begins with what is there already.
+            let wanted = chosen.missing.iter().any(|e| e.id == entry.id);
+            let here = |r: &Reservation| r.copied_from.as_deref() == Some(self.catalog.store_id());
+            let goes_on = |r: &Reservation| wanted && here(r);
+            if to.catalog().clear_half_copy(entry, lease, goes_on, |r| self.is_dead(r)).await? {
                 step.notes.push(format!("removed what an interrupted copy of {} had left", entry.id));
             }
         }
@@ -180,19 +185,44 @@ impl Inner {
         if let Err(e) = to.catalog().sweep_abandoned(std::slice::from_ref(name)).await {
             self.warn(Some(name), chain(&e));
         }
-        let bytes = chosen.missing.iter().map(Entry::size_bytes).fold(0, u64::saturating_add);
-        let ids = chosen.missing.iter().map(|e| e.id.clone()).collect();
+        let missing = chosen.missing.iter().map(|entry| (entry, None));
+        // What is not there at all comes first.
+        let damaged = chosen.damaged.iter().map(|(here, there, level)| (here, Some((there, *level))));
+        let work: Vec<(&Entry, Option<(&Entry, VerifyLevel)>)> = missing.chain(damaged).collect();
+        let bytes = work.iter().map(|(entry, _)| entry.size_bytes()).fold(0, u64::saturating_add);
+        let ids = work.iter().map(|(entry, _)| entry.id.clone()).collect();
         let within = allowance(bytes, self.plan.limits.bandwidth);
         let pin = self.catalog.pin(name, ids, &run.id, &self.host, within).await?;
         let mut failures = Vec::new();
         let mut result = Ok(());
-        for entry in &chosen.missing {
+        for (entry, there) in work {
             self.phase(name, &format!("copying {} to {}", entry.id, to.name()));
-            match self.copy_one(run, to, lease, entry).await {
-                Ok(One::Copied(bytes)) => {
+            let one = match there {
+                None => self.copy_one(run, to, lease, entry).await,
+                Some((there, level)) => self.heal_one(run, to, lease, (entry, there), level).await,
+            };
+            match one {
+                Ok(One::Healed(sent)) => {
                     step.id.get_or_insert_with(|| entry.id.clone());
-                    step.stored_bytes = step.stored_bytes.saturating_add(bytes);
+                    step.stored_bytes = step.stored_bytes.saturating_add(sent.bytes);
                     copies.copied.push(entry.id.clone());
+                    let (id, files, s) = (&entry.id, sent.files, if sent.files == 1 { "" } else { "s" });
+                    step.notes.push(format!(
+                        "{id} was damaged in `{}` and is whole again: {files} file{s} sent",
+                        to.name()
+                    ));
+                }
+                Ok(One::Copied(sent)) => {
+                    step.id.get_or_insert_with(|| entry.id.clone());
+                    step.stored_bytes = step.stored_bytes.saturating_add(sent.bytes);
+                    copies.copied.push(entry.id.clone());
+                    if sent.taken > 0 {
+                        let (id, taken, s) = (&entry.id, sent.taken, if sent.taken == 1 { "" } else { "s" });
+                        step.notes.push(format!(
+                            "{id}: {taken} file{s} ({} bytes) of an interrupted copy were whole and not sent again",
+                            sent.taken_bytes
+                        ));
+                    }
                 }
                 Ok(One::There) => copies.there += 1,
                 Ok(One::InClear) => step.notes.push(format!(
@@ -230,7 +260,7 @@ impl Inner {
     }
 
     /// Whether nobody works on it any more, for certain.
-    fn is_dead(&self, reservation: &Reservation) -> bool {
+    pub(super) fn is_dead(&self, reservation: &Reservation) -> bool {
         // One of this very process: its run is over, or it is another host's as far as anybody can tell.
         let ended = || matches!(self.state.run_lives(&reservation.run_id), Ok(false));
         let ours = reservation.process == Process::this() && reservation.host == self.host;
@@ -250,7 +280,7 @@ fn conclude(
         match copy.action {
             CopyAction::There => copies.there += 1,
             CopyAction::LeftOut(why) => copies.left_out.push(why),
-            CopyAction::Copy | CopyAction::NotKept(_) => {}
+            CopyAction::Copy | CopyAction::Heal | CopyAction::NotKept(_) => {}
         }
     }
     if failures.len() == 1 && copies.left_out.is_empty() && chosen.errors.is_empty() {
