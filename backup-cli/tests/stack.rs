@@ -238,7 +238,7 @@ fn a_drill_leaves_containers_and_volumes_alone() {
     assert_eq!(host.redis(&["DBSIZE"]), KEYS);
     // And now the plan knows how long it takes.
     let plan = host.ok(&["recover", "--dry-run", "--overwrite", "redis"]);
-    assert!(plan.out.contains("as the restore into scratch of"), "{plan:#?}");
+    assert!(plan.out.contains("by the restore into scratch of"), "{plan:#?}");
 }
 
 /// The container is gone, its volume is not: what it holds is newer than any backup.

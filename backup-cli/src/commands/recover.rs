@@ -225,7 +225,7 @@ fn steps(service: &ServiceRecovery, restore: &PlannedRestore, now: DateTime<Utc>
     );
     let time = restore.predicted.as_ref().map_or_else(
         || "takes a time that was not measured yet".to_owned(),
-        |p| format!("takes about {}, as {} did", format::millis(p.ms), p.from),
+        |p| format!("takes about {}, by {}", format::millis(p.ms), p.from),
     );
     let late = restore.predicted.as_ref().zip(service.target_ms).is_some_and(|(p, target)| p.ms > target);
     out.push(match service.target_ms {

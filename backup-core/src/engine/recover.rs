@@ -2,6 +2,7 @@
 //! take; then the same plan, executed.
 
 mod around;
+mod cold;
 mod fallback;
 mod plan;
 mod predict;

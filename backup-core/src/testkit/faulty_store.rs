@@ -103,6 +103,7 @@ struct State {
     fault: Option<Fault>,
     counts: BTreeMap<Call, u64>,
     injected: u64,
+    delays: BTreeMap<Call, Duration>,
 }
 
 type Shared = Arc<Mutex<State>>;
@@ -117,12 +118,14 @@ struct Verdict {
     error: Option<StoreError>,
     /// Whether to do what was asked.
     act: bool,
+    delay: Duration,
 }
 
 impl Verdict {
     fn of(state: &Shared, call: Call, verb: &'static str, key: impl fmt::Display) -> Self {
         let mut state = lock(state);
         *state.counts.entry(call).or_default() += 1;
+        let delay = state.delays.get(&call).copied().unwrap_or_default();
         let verdict = match &state.fault {
             Some(fault) if fault.only.is_empty() || fault.only.contains(&call) => {
                 let counted =
@@ -132,12 +135,12 @@ impl Verdict {
                     };
                 let n: u64 = state.counts.iter().map(counted).sum();
                 if (fault.first..=fault.last).contains(&n) {
-                    Self { error: Some(fault.error(verb, key.to_string(), n)), act: fault.done_anyway }
+                    Self { error: Some(fault.error(verb, key.to_string(), n)), act: fault.done_anyway, delay }
                 } else {
-                    Self { error: None, act: true }
+                    Self { error: None, act: true, delay }
                 }
             }
-            _ => Self { error: None, act: true },
+            _ => Self { error: None, act: true, delay },
         };
         if verdict.error.is_some() {
             state.injected += 1;
@@ -148,7 +151,10 @@ impl Verdict {
     /// Carries the call out as decided. Its own error comes before the injected one.
     async fn apply<T>(self, work: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
         // As a real one lets others run while it works: whoever else uses it meets every state in between.
-        tokio::task::yield_now().await;
+        match self.delay.is_zero() {
+            true => tokio::task::yield_now().await,
+            false => tokio::time::sleep(self.delay).await,
+        }
         match (self.act, self.error) {
             (true, None) => work.await,
             (true, Some(error)) => work.await.and(Err(error)),
@@ -183,7 +189,14 @@ impl<S: Store> FaultyStore<S> {
 
     /// Sets or lifts the fault, and counts calls from 1 again.
     pub fn set_fault(&self, fault: Option<Fault>) {
-        *lock(&self.state) = State { fault, ..State::default() };
+        let mut state = lock(&self.state);
+        let delays = std::mem::take(&mut state.delays);
+        *state = State { fault, delays, ..State::default() };
+    }
+
+    /// How long each call of that kind takes from now on, besides what the store needs.
+    pub fn set_delay(&self, call: Call, delay: Duration) {
+        lock(&self.state).delays.insert(call, delay);
     }
 
     /// How many calls were made so far.

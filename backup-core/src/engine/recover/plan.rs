@@ -99,7 +99,7 @@ impl Inner {
             let action = match found {
                 Ok(Found::Lost(preview)) => {
                     let RestorePreview { entry, metadata, passed_over, plan, .. } = &*preview;
-                    let mut planned = planned(entry, metadata, passed_over, &history);
+                    let mut planned = self.planned(entry, metadata, passed_over, &history).await;
                     planned.steps.clone_from(&plan.steps);
                     planned.replaces.clone_from(&plan.replaces);
                     planned.space.clone_from(&plan.space);
@@ -109,7 +109,7 @@ impl Inner {
                 Ok(Found::Unknown(_, e)) if !later(&e) => RecoveryAction::Blocked { why: chain(&e) },
                 Ok(Found::Unknown(chosen, e)) if !is_missing(&e, service) => {
                     let Chosen { entry, metadata, passed_over } = &*chosen;
-                    let mut planned = planned(entry, metadata, passed_over, &history);
+                    let mut planned = self.planned(entry, metadata, passed_over, &history).await;
                     planned.looks_again = true;
                     planned.steps =
                         vec![format!("look again: now {}", chain(&e)), UNLESS_IT_HOLDS_DATA.to_owned()];
@@ -117,7 +117,7 @@ impl Inner {
                 }
                 Ok(Found::Absent(chosen) | Found::Unknown(chosen, _)) => {
                     let Chosen { entry, metadata, passed_over } = &*chosen;
-                    let mut planned = planned(entry, metadata, passed_over, &history);
+                    let mut planned = self.planned(entry, metadata, passed_over, &history).await;
                     absent(&mut planned, metadata, service, part, &history);
                     RecoveryAction::Restore(Box::new(planned))
                 }
@@ -241,6 +241,37 @@ impl Inner {
         out
     }
 
+    async fn planned(
+        &self,
+        entry: &Entry,
+        metadata: &Metadata,
+        passed_over: &[String],
+        history: &History,
+    ) -> PlannedRestore {
+        let predicted = match history.predict(&entry.id.service, metadata.plain_bytes()) {
+            Some(predicted) => Some(self.at_todays_pace(predicted, entry, metadata).await),
+            None => None,
+        };
+        let verified = entry.last_verification().filter(|(_, ok, _)| *ok);
+        PlannedRestore {
+            backup: entry.id.clone(),
+            state: entry.state.word().to_owned(),
+            as_of: metadata.consistent_from,
+            consistency: metadata.consistency,
+            verified: verified.map(|(level, _, at)| Verified { level, at }),
+            passed_over: passed_over.to_vec(),
+            plain_bytes: metadata.plain_bytes(),
+            stored_bytes: metadata.size_bytes,
+            steps: Vec::new(),
+            looks_again: false,
+            starts: None,
+            warnings: Vec::new(),
+            replaces: Vec::new(),
+            space: Vec::new(),
+            predicted,
+        }
+    }
+
     /// The newest good backup and its evidence; where there is none, the newest of the old scripts, of which nothing is known
     /// before it is read.
     pub(in crate::engine) async fn choose_for_recovery(
@@ -318,27 +349,6 @@ fn is_missing(error: &BackupError, service: &PlannedService) -> bool {
     let gone =
         matches!(error, BackupError::Adapter { source, .. } if source.kind() == AdapterErrorKind::NotFound);
     gone && service.adapter.container().is_some()
-}
-
-fn planned(entry: &Entry, metadata: &Metadata, passed_over: &[String], history: &History) -> PlannedRestore {
-    let verified = entry.last_verification().filter(|(_, ok, _)| *ok);
-    PlannedRestore {
-        backup: entry.id.clone(),
-        state: entry.state.word().to_owned(),
-        as_of: metadata.consistent_from,
-        consistency: metadata.consistency,
-        verified: verified.map(|(level, _, at)| Verified { level, at }),
-        passed_over: passed_over.to_vec(),
-        plain_bytes: metadata.plain_bytes(),
-        stored_bytes: metadata.size_bytes,
-        steps: Vec::new(),
-        looks_again: false,
-        starts: None,
-        warnings: Vec::new(),
-        replaces: Vec::new(),
-        space: Vec::new(),
-        predicted: history.predict(&entry.id.service, metadata.plain_bytes()),
-    }
 }
 
 /// Completes what is planned for a service that has to be made first.
