@@ -5,6 +5,7 @@
 mod container;
 pub mod docker;
 pub mod host;
+pub(crate) mod memory;
 mod secret;
 
 pub use container::{EngineUrl, container_of};

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-use backup_core::{AdapterError, OpContext};
+use backup_core::{AdapterError, AdapterErrorKind, OpContext};
 use tempfile::TempDir;
 use tokio::process::{Child, ChildStdin, Command};
 use tokio::time::{Instant, sleep};
@@ -18,6 +18,7 @@ use super::resp;
 use crate::on_disk::failed;
 use crate::runtime::DockerRuntime;
 use crate::runtime::docker::{Helper, HelperSpec, Purpose};
+use crate::runtime::memory::{self, Need};
 
 /// How long it may take to answer at all.
 const START: Duration = Duration::from_secs(30);
@@ -30,8 +31,11 @@ const RUN: &str = "/backup/run";
 /// `sh -c THIS sh ARGUMENTS`: whichever of the two the image has.
 const EITHER: &str = "exec \"$(command -v redis-server || command -v valkey-server)\" \"$@\"";
 
-/// `sh -c THIS sh PROGRAM ARGUMENTS`: it goes when our end of the pipe does, also if we are killed.
-const WHILE_WE_LIVE: &str = "exec 3<&0; \"$@\" 3<&- </dev/null & server=$!
+/// `sh -c THIS sh KIBIBYTES PROGRAM ARGUMENTS`: it goes when our end of the pipe does, also if we are killed. Whatever is live
+/// goes first: it has an eighth of the usual share of a processor, and the last place at the disks; it is the first that the
+/// kernel ends where memory runs out, and may take so many kibibytes.
+const WHILE_WE_LIVE: &str = "{ echo 1000 >/proc/$$/oom_score_adj; renice -n 10 -p $$; ionice -c 2 -n 7 -p $$; ulimit -v $1; } >/dev/null 2>&1
+shift; exec 3<&0; \"$@\" 3<&- </dev/null & server=$!
 { cat <&3 >/dev/null; kill -9 $server; } 2>/dev/null & exec 3<&-; wait $server";
 
 /// Such a server.
@@ -41,6 +45,16 @@ pub(super) struct Trial {
     run: TempDir,
     loaded_by: String,
 }
+
+/// How it ended.
+struct Ended {
+    how: String,
+    /// It had no memory any more, or was killed, which is the kernel's way to say so.
+    starved: bool,
+}
+
+/// What the shell tells of a program that SIGKILL ended.
+const KILLED: i32 = 137;
 
 enum How {
     Host(Box<Child>, Option<ChildStdin>),
@@ -64,8 +78,11 @@ impl Trial {
         let Some(program) = program(file).await else { return Ok(None) };
         let log = run.path().join("log").display().to_string();
         let place = (dir.display().to_string(), run.path().display().to_string());
+        let most = memory::bounded(cx.service.as_str(), need(file), memory::available().await)?;
+        let most = most.map_or("unlimited".to_owned(), |bytes| (bytes >> 10).to_string());
         let mut command = Command::new("sh");
-        command.args(["-c", WHILE_WE_LIVE, "sh", program]).args(arguments(&place.0, &place.1, &log, file));
+        command.args(["-c", WHILE_WE_LIVE, "sh", &most, program]);
+        command.args(arguments(&place.0, &place.1, &log, file));
         command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
         let mut child = command.spawn().map_err(failed("start", Path::new(program)))?;
         let alive = child.stdin.take();
@@ -86,16 +103,24 @@ impl Trial {
     /// What it holds, once it has loaded the file.
     ///
     /// # Errors
-    /// `Corrupt` if it ends instead.
+    /// `Corrupt` if it ends instead; `NoSpace` if that is for want of memory.
     pub(super) async fn loaded(&mut self, cx: &OpContext) -> Result<Info, AdapterError> {
         let server = self.server();
         let until = Instant::now() + START;
         let mut conn: Option<Conn> = None;
         loop {
-            if let Some(why) = self.ended().await? {
-                return Err(AdapterError::corrupt(format!(
-                    "a scratch server could not load the file ({why})"
-                )));
+            if let Some(Ended { how, starved }) = self.ended().await? {
+                let what = format!("a scratch server could not load the file ({how})");
+                return Err(match starved {
+                    // Which says nothing about the file.
+                    true => AdapterError::new(
+                        AdapterErrorKind::NoSpace,
+                        format!(
+                            "{what}: it ran out of memory, or was killed; free some, or run it elsewhere"
+                        ),
+                    ),
+                    false => AdapterError::corrupt(what),
+                });
             }
             match &mut conn {
                 None => match server.connect(cx).await {
@@ -118,14 +143,20 @@ impl Trial {
     }
 
     /// How it ended, if it has.
-    async fn ended(&mut self) -> Result<Option<String>, AdapterError> {
-        match &mut self.how {
-            How::Host(child, _) => Ok(child.try_wait().ok().flatten().map(|status| status.to_string())),
-            How::Beside(helper) => match helper.ended().await? {
-                Some(_) => Ok(Some(helper.log().await)),
-                None => Ok(None),
-            },
-        }
+    async fn ended(&mut self) -> Result<Option<Ended>, AdapterError> {
+        let (killed, status, log) = match &mut self.how {
+            How::Host(child, _) => {
+                let Some(status) = child.try_wait().ok().flatten() else { return Ok(None) };
+                let log = tokio::fs::read_to_string(self.run.path().join("log")).await.unwrap_or_default();
+                (status.code() == Some(KILLED), status.to_string(), log)
+            }
+            How::Beside(helper) => {
+                let Some(status) = helper.ended().await? else { return Ok(None) };
+                let log = helper.log().await;
+                (status.killed, log.clone(), log)
+            }
+        };
+        Ok(Some(Ended { how: status, starved: killed || log.contains("Out Of Memory") }))
     }
 
     /// Ends it: it has nothing to save.
@@ -163,6 +194,12 @@ async fn beside(
     cx.within(docker.helper(&cx.run_id, spec)).await?
 }
 
+/// The memory that the server of the file took.
+fn need(file: &Summary) -> Option<Need> {
+    let bytes = file.aux.get("used-mem")?.parse().ok()?;
+    Some(Need { bytes, why: "its server took that", limits: false })
+}
+
 fn arguments(dir: &str, run: &str, log: &str, file: &Summary) -> Vec<String> {
     let databases = file.databases.keys().next_back().map_or(16, |last| last + 1).max(16).to_string();
     let socket = format!("{run}/s");
@@ -195,4 +232,35 @@ async fn program(file: &Summary) -> Option<&'static str> {
         }
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_server_of_this_host_takes_what_is_left_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let told = dir.path().join("told");
+        let tell =
+            format!("{{ cat /proc/self/oom_score_adj; ulimit -v; nice; ionice; }} >'{}'", told.display());
+        let mut command = Command::new("sh");
+        command.args(["-c", WHILE_WE_LIVE, "sh", "7000000", "sh", "-c", &tell]);
+        let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
+        let _alive = child.stdin.take();
+        assert!(child.wait().await.unwrap().success());
+        let told = std::fs::read_to_string(told).unwrap();
+        assert_eq!(told.lines().collect::<Vec<_>>(), ["1000", "7000000", "10", "best-effort: prio 7"]);
+    }
+
+    #[tokio::test]
+    async fn one_that_is_killed_is_told_from_one_that_ends() {
+        for (program, killed) in [("kill -9 $$", true), ("exit 1", false)] {
+            let mut command = Command::new("sh");
+            command.args(["-c", WHILE_WE_LIVE, "sh", "unlimited", "sh", "-c", program]);
+            let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
+            let _alive = child.stdin.take();
+            assert_eq!(child.wait().await.unwrap().code() == Some(KILLED), killed, "{program}");
+        }
+    }
 }

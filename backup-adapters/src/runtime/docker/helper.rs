@@ -69,7 +69,7 @@ pub(super) async fn open(
         (Purpose::Work, ..) | (Purpose::Scratch, None, None) => {}
         (Purpose::Scratch, Some(bytes), _) => drop(scratch::chosen(engine, bytes).await?),
         (Purpose::Scratch, None, Some(service)) => {
-            let most = scratch::memory(engine, service, None).await?;
+            let most = scratch::most_memory(engine, service, None).await?;
             spec.memory = most.and_then(|bytes| u64::try_from(bytes).ok());
         }
     }

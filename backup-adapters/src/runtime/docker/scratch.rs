@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
-use backup_core::{AdapterError, AdapterErrorKind};
+use backup_core::AdapterError;
 use bollard::models::{ContainerInspectResponse, ContainerStatsResponse, HostConfig};
 use bollard::query_parameters::StatsOptions;
 use futures::StreamExt as _;
 
 use super::engine::Engine;
 use super::{name_of, state_of};
+use crate::runtime::memory::{self, Need};
 
 /// What a container beside a service's is for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -63,15 +64,6 @@ pub(super) fn is_too_much(error: &AdapterError) -> bool {
     ["blkio", "io.weight", "io.bfq", "pids"].iter().any(|word| text.contains(word))
 }
 
-/// Memory that a test restore needs, and why that is known.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Need {
-    bytes: u64,
-    why: &'static str,
-    /// It is also the most that it may take.
-    limits: bool,
-}
-
 /// The most memory that the container of a test restore may take.
 ///
 /// It needs what the service's container may take; where that is not bounded, `usual`, which the caller knows; else what the
@@ -80,7 +72,7 @@ struct Need {
 ///
 /// # Errors
 /// `NoSpace` if there is less than it needs.
-pub(super) async fn memory(
+pub(super) async fn most_memory(
     engine: &Engine,
     service: &ContainerInspectResponse,
     usual: Option<u64>,
@@ -108,30 +100,8 @@ pub(super) async fn chosen(engine: &Engine, bytes: u64) -> Result<Option<i64>, A
 }
 
 fn bounded(service: &str, need: Option<Need>, available: Option<u64>) -> Result<Option<i64>, AdapterError> {
-    if let (Some(need), Some(available)) = (need, available)
-        && need.bytes > available
-    {
-        let what = format!(
-            "the test restore of `{service}` needs about {} of memory ({}), {} are available: free some, or run it elsewhere",
-            shown(need.bytes),
-            need.why,
-            shown(available)
-        );
-        return Err(AdapterError::new(AdapterErrorKind::NoSpace, what));
-    }
-    let limit = match need {
-        Some(need) if need.limits => Some(need.bytes),
-        // An eighth stays for everybody else.
-        _ => available.map(|bytes| bytes - bytes / 8),
-    };
+    let limit = memory::bounded(service, need, available)?;
     Ok(limit.and_then(|bytes| i64::try_from(bytes).ok()))
-}
-
-fn shown(bytes: u64) -> String {
-    // No need to be exact.
-    #[expect(clippy::cast_precision_loss, reason = "one digit is shown")]
-    let gigabytes = bytes as f64 / 1e9;
-    format!("{gigabytes:.1} GB")
 }
 
 /// What the container may take, if that is bounded.
@@ -164,8 +134,7 @@ fn of_stats(stats: &ContainerStatsResponse) -> Option<u64> {
 /// What the engine's host can give now; of another host, all that it has.
 async fn available(engine: &Engine) -> Option<u64> {
     if engine.socket().is_some()
-        && let Ok(text) = tokio::fs::read_to_string("/proc/meminfo").await
-        && let Some(bytes) = of_meminfo(&text)
+        && let Some(bytes) = memory::available().await
     {
         return Some(bytes);
     }
@@ -174,44 +143,11 @@ async fn available(engine: &Engine) -> Option<u64> {
     u64::try_from(total).ok().filter(|bytes| *bytes > 0)
 }
 
-fn of_meminfo(text: &str) -> Option<u64> {
-    let line = text.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
-    line.split_whitespace().next()?.parse::<u64>().ok()?.checked_mul(1024)
-}
-
 #[cfg(test)]
 mod tests {
+    use backup_core::AdapterErrorKind;
+
     use super::*;
-
-    fn need(bytes: u64, limits: bool) -> Option<Need> {
-        Some(Need { bytes, why: "the service's container has that", limits })
-    }
-
-    #[test]
-    fn what_does_not_fit_is_refused_in_one_line() {
-        let e = bounded("neo4j", need(4_200_000_000, true), Some(1_100_000_000)).unwrap_err();
-        assert_eq!(e.kind(), AdapterErrorKind::NoSpace);
-        let expected = "the test restore of `neo4j` needs about 4.2 GB of memory (the service's container has that), 1.1 GB are \
-                        available: free some, or run it elsewhere";
-        assert_eq!(e.to_string(), expected);
-    }
-
-    #[test]
-    fn what_fits_is_bounded() {
-        assert_eq!(bounded("s", need(100, true), Some(800)).unwrap(), Some(100));
-        assert_eq!(bounded("s", need(100, false), Some(800)).unwrap(), Some(700));
-        // Nothing known is no reason to refuse.
-        assert_eq!(bounded("s", None, Some(800)).unwrap(), Some(700));
-        assert_eq!(bounded("s", need(100, true), None).unwrap(), Some(100));
-        assert_eq!(bounded("s", need(100, false), None).unwrap(), None);
-    }
-
-    #[test]
-    fn available_memory_is_read() {
-        let text = "MemTotal:       24684148 kB\nMemFree:         1 kB\nMemAvailable:   21645588 kB\n";
-        assert_eq!(of_meminfo(text), Some(21_645_588 * 1024));
-        assert_eq!(of_meminfo("MemTotal: 1 kB\n"), None);
-    }
 
     #[test]
     fn cached_files_are_no_use_of_memory() {

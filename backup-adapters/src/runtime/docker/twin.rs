@@ -60,7 +60,7 @@ pub(super) async fn start(
 ) -> Result<Twin, AdapterError> {
     let what = format!("run a container like `{}` beside it", name_of(&service));
     let memory = match change.purpose {
-        Purpose::Scratch => scratch::memory(engine, &service, change.memory).await?,
+        Purpose::Scratch => scratch::most_memory(engine, &service, change.memory).await?,
         Purpose::Work => service.host_config.as_ref().and_then(|h| h.memory),
     };
     let network = match change.network {
