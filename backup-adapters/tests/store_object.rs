@@ -68,6 +68,9 @@ fn take_one(from: &AtomicUsize) -> bool {
     from.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1)).is_ok()
 }
 
+/// After so many, an abortion is never answered.
+const NEVER: usize = 1000;
+
 #[derive(Debug)]
 struct CountedUpload(Box<dyn MultipartUpload>, Arc<AtomicUsize>);
 
@@ -80,7 +83,9 @@ impl MultipartUpload for CountedUpload {
         self.0.complete().await
     }
     async fn abort(&mut self) -> Result<()> {
-        self.1.fetch_add(1, Ordering::SeqCst);
+        if self.1.fetch_add(1, Ordering::SeqCst) == NEVER {
+            std::future::pending::<()>().await;
+        }
         self.0.abort().await
     }
 }
@@ -234,6 +239,18 @@ async fn uploads_that_are_given_up_are_aborted() {
     assert_eq!(network.completed.load(Ordering::SeqCst), 3);
     let body: Vec<Bytes> = store.read(&key("a")).await.unwrap().try_collect().await.unwrap();
     assert_eq!(body.concat(), b"taken");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_upload_that_cannot_be_aborted_is_left_soon() {
+    let network = Arc::new(BadNetwork::default());
+    network.aborted.store(NEVER, Ordering::SeqCst);
+    let mut writer = over(&network).writer(&key("a"), WriteOptions::default()).await.unwrap();
+    writer.write(Bytes::from(vec![1; 20 << 20])).await.unwrap();
+    let began = tokio::time::Instant::now();
+    let e = writer.abort().await.unwrap_err();
+    assert!(began.elapsed().as_secs() < 60, "{:?}", began.elapsed());
+    assert!(matches!(e, StoreError::Other { retryable: true, .. }), "{e:?}");
 }
 
 #[tokio::test]

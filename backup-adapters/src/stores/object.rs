@@ -20,6 +20,7 @@ use object_store::{ObjectMeta, ObjectStoreExt as _};
 
 use marks::Marked;
 
+mod again;
 mod api;
 mod chain;
 mod cloud;
@@ -31,6 +32,7 @@ mod marks;
 mod open;
 mod read;
 mod renew;
+mod sums;
 mod thaw;
 mod uploads;
 mod write;
@@ -74,6 +76,8 @@ pub struct ObjectStore {
     lock: Option<lock::Lock>,
     /// What the client cannot do by itself; only S3's.
     api: Option<Arc<api::Api>>,
+    /// With what the parts of uploads go, unless it is a signed SHA-256.
+    sums: Option<Arc<sums::Sums>>,
 }
 
 impl ObjectStore {

@@ -12,17 +12,21 @@ use crate::server::{self, Bucket};
 
 const SLOW_DOWN: &str = "<Error><Code>SlowDown</Code><Message>Reduce your request rate.</Message></Error>";
 /// Three parts.
-const LARGE: usize = 40 << 20;
+pub(crate) const LARGE: usize = 40 << 20;
 
-fn key(text: &str) -> StoreKey {
+pub(crate) fn key(text: &str) -> StoreKey {
     StoreKey::new(text).unwrap()
 }
 
-fn large() -> Bytes {
+pub(crate) fn large() -> Bytes {
     (0..LARGE as u64 / 8).flat_map(|i| i.wrapping_mul(0x9E37_79B9_7F4A_7C15).to_le_bytes()).collect()
 }
 
-async fn write(store: &ObjectStore, key: &StoreKey, mut body: Bytes) -> Result<ObjectInfo, StoreError> {
+pub(crate) async fn write(
+    store: &ObjectStore,
+    key: &StoreKey,
+    mut body: Bytes,
+) -> Result<ObjectInfo, StoreError> {
     let mut writer = store.writer(key, WriteOptions::data(Some(body.len() as u64))).await?;
     while !body.is_empty() {
         writer.write(body.split_to(body.len().min(1 << 20))).await?;
@@ -30,7 +34,7 @@ async fn write(store: &ObjectStore, key: &StoreKey, mut body: Bytes) -> Result<O
     writer.finish().await
 }
 
-async fn body(store: &ObjectStore, key: &StoreKey) -> Result<Bytes, StoreError> {
+pub(crate) async fn body(store: &ObjectStore, key: &StoreKey) -> Result<Bytes, StoreError> {
     let chunks: Vec<Bytes> = store.read(key).await?.try_collect().await?;
     Ok(chunks.concat().into())
 }

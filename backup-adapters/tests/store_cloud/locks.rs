@@ -93,6 +93,46 @@ async fn what_a_bucket_locks_by_itself_is_looked_up() {
     }
 }
 
+/// What AWS says, and MinIO does not.
+const WITHOUT_SUM: &str = "<Error><Code>InvalidRequest</Code><Message>Content-MD5 OR x-amz-checksum- HTTP header is required \
+                           for Put Object requests with Object Lock parameters</Message></Error>";
+
+#[tokio::test]
+#[ignore = "live: MinIO in a container"]
+async fn a_bucket_that_insists_on_checksums_gets_them() {
+    let bucket = server::minio().bucket().await;
+    let proxy = Proxy::start(bucket.address, |asked| {
+        match asked.is("PUT") && !asked.head.contains("x-amz-checksum-") {
+            true => Fate::Say("400 Bad Request", WITHOUT_SUM.to_owned()),
+            false => Fate::Pass,
+        }
+    })
+    .await;
+    let bucket = bucket.by(proxy.address);
+    for more in [
+        [("object_lock", "bucket"), ("checksum", "sha256")],
+        [("object_lock", "bucket"), ("checksum", "auto")],
+    ] {
+        let store = bucket.store_with(&more);
+        let name = |what| key(&format!("{}/{what}", more[1].1));
+        store.create(&name("empty"), Bytes::new()).await.unwrap();
+        store.create(&name("small"), Bytes::from_static(b"small")).await.unwrap();
+        for size in [100, 40 << 20] {
+            let large = key(&format!("{}/of-{size}", more[1].1));
+            let mut writer = store.writer(&large, WriteOptions::default()).await.unwrap();
+            writer.write(Bytes::from(vec![7; size])).await.unwrap();
+            writer.finish().await.unwrap();
+            assert_eq!(store.head(&large).await.unwrap().bytes, size as u64);
+        }
+        store.rename(&name("small"), &name("other")).await.unwrap();
+        store.delete_prefix(&key(more[1].1)).await.unwrap();
+    }
+    // Others may know no checksums: they are asked for none, unless it is said that the bucket locks.
+    let e = bucket.store_with(&[]).create(&key("a"), Bytes::new()).await.unwrap_err();
+    assert!(chain(&e).contains("the bucket locks what is written to it"), "{}", chain(&e));
+    assert_eq!(advice(&e).unwrap(), "put `object_lock = \"bucket\"` into the options of the store");
+}
+
 #[tokio::test]
 #[ignore = "live: MinIO in a container"]
 async fn a_bucket_without_locks_and_a_key_without_the_right_are_told() {

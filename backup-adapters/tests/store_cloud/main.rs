@@ -5,6 +5,7 @@
 
 mod azure;
 mod faults;
+mod full;
 mod google;
 mod locks;
 mod promises;
@@ -12,6 +13,7 @@ mod proxy;
 mod rights;
 mod roles;
 mod server;
+mod sums;
 mod tokens;
 
 use backup_core::store_conformance_tests;

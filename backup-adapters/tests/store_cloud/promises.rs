@@ -80,7 +80,7 @@ async fn artifacts_have_their_storage_class_and_everything_is_encrypted() {
     let seen = Arc::new(Mutex::new(Vec::new()));
     let heads = Arc::clone(&seen);
     let proxy = Proxy::start(bucket.address, move |asked| {
-        if asked.is("PUT") || asked.step() == Some("begin") {
+        if !asked.is_trial() && (asked.is("PUT") || asked.step() == Some("begin")) {
             heads.lock().unwrap().push(asked.head.to_ascii_lowercase());
         }
         Fate::Pass

@@ -13,6 +13,10 @@ pub(crate) enum Fate {
     Pass,
     /// It goes on without this header.
     Strip(&'static str),
+    /// One bit of its body is another one when it arrives.
+    Alter,
+    /// It goes on with these lines in the place of these headers, as far as it has them.
+    Swap(&'static [(&'static str, &'static str)]),
     /// It never reaches the server, which did not get all of its body.
     CutRequest,
     /// The server does it, and nobody hears.
@@ -35,8 +39,16 @@ impl Asked {
         self.line.split(' ').next() == Some(method)
     }
 
+    /// Of the upload by which a server is tried.
+    pub(crate) fn is_trial(&self) -> bool {
+        self.line.contains(".try?")
+    }
+
     /// A part of an upload, its beginning, its end, or its abortion.
     pub(crate) fn step(&self) -> Option<&'static str> {
+        if self.is_trial() {
+            return None;
+        }
         let upload = self.line.contains("uploadId=");
         Some(match self.line.split(' ').next()? {
             "POST" if self.line.contains("uploads") => "begin",
@@ -100,11 +112,14 @@ async fn serve(
     let asked = Asked { line, head };
     let fate = decide(&asked);
     let length = header(&asked.head, "content-length").and_then(|v| v.parse().ok()).unwrap_or(0);
-    let dropped = if let Fate::Strip(name) = fate { name } else { "" };
+    let dropped = [if let Fate::Strip(name) = fate { (name, "") } else { ("", "") }];
+    let swapped = if let Fate::Swap(headers) = fate { headers } else { &dropped };
     let mut sent = asked.line.clone();
     for header in asked.head.lines().skip(1).filter(|line| !line.is_empty()) {
         let name = header.split(':').next().unwrap_or_default();
-        if !name.eq_ignore_ascii_case("connection") && !name.eq_ignore_ascii_case(dropped) {
+        let swap = swapped.iter().find(|(old, _)| name.eq_ignore_ascii_case(old));
+        let header = swap.map_or(header, |(_, new)| new);
+        if !name.eq_ignore_ascii_case("connection") && !header.is_empty() {
             sent.push_str("\r\n");
             sent.push_str(header);
         }
@@ -129,6 +144,9 @@ async fn serve(
     server.write_all(sent.as_bytes()).await?;
     if matches!(fate, Fate::CutRequest) {
         return server.write_all(rest.get(..rest.len() / 2).unwrap_or_default()).await;
+    }
+    if let (Fate::Alter, Some(last)) = (&fate, rest.last_mut()) {
+        *last ^= 1;
     }
     server.write_all(&rest).await?;
     let mut answer = Vec::new();

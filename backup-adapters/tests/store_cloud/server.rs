@@ -35,14 +35,17 @@ pub(crate) struct Bucket {
 
 pub(crate) fn minio() -> &'static Server {
     static SERVER: OnceLock<Server> = OnceLock::new();
-    SERVER.get_or_init(|| {
-        Server::start(
-            "minio",
-            &image("BACKUP_TEST_MINIO_IMAGE", "backup-test/minio"),
-            "minio server /data",
-            9000,
-        )
-    })
+    SERVER.get_or_init(|| Server::start("minio", &minio_image(), "minio server /data", 9000))
+}
+
+/// One of its own, with so much room.
+pub(crate) fn small_minio(bytes: u64) -> Server {
+    let disk = format!("/data:size={bytes}");
+    Server::start_with("small-minio", &minio_image(), "minio server /data", 9000, &["--tmpfs", &disk])
+}
+
+fn minio_image() -> String {
+    image("BACKUP_TEST_MINIO_IMAGE", "backup-test/minio")
 }
 
 pub(crate) fn moto() -> &'static Server {
@@ -60,6 +63,11 @@ pub(crate) fn image(variable: &str, usual: &str) -> String {
 
 impl Server {
     pub(crate) fn start(name: &str, image: &str, program: &str, port: u16) -> Self {
+        Self::start_with(name, image, program, port, &[])
+    }
+
+    /// With more arguments for Docker.
+    pub(crate) fn start_with(name: &str, image: &str, program: &str, port: u16, more: &[&str]) -> Self {
         let pid = std::process::id();
         let name = format!("backup-test-store-{name}-{pid}");
         let mut life = Command::new("docker")
@@ -68,6 +76,7 @@ impl Server {
             // So that it knows server-side encryption with keys.
             .args(["-e", "MINIO_KMS_SECRET_KEY=ours:bm90IGEgc2VjcmV0IGJ1dCB0aGlydHktdHdvIGJ5dGU="])
             .args(["-e", &format!("AZURITE_ACCOUNTS={}:{}", crate::azure::ACCOUNT, crate::azure::KEY)])
+            .args(more)
             .args(["--entrypoint", "sh", image, "-c", &format!("{program} & cat >/dev/null")])
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
@@ -99,15 +108,20 @@ impl Server {
     }
 
     pub(crate) async fn bucket(&self) -> Bucket {
-        let bucket = self.unmade();
-        let client = bucket.client();
+        self.unmade().made().await
+    }
+}
+
+impl Bucket {
+    pub(crate) async fn made(self) -> Self {
+        let client = self.client();
         let until = Instant::now() + Duration::from_secs(60);
         // A put to the bucket itself creates it. The answer lacks what that of an object has, and a server that has
         // just begun to listen may not be ready: the listing tells.
         loop {
             let _odd_answer = client.put(&Path::default(), PutPayload::new()).await;
             match client.list_with_delimiter(None).await {
-                Ok(_) => return bucket,
+                Ok(_) => return self,
                 Err(e) => assert!(Instant::now() < until, "no bucket can be made: {e}"),
             }
         }

@@ -1,5 +1,5 @@
-//! Calls of S3 that `object_store` does not make: locks, unfinished uploads, archives. Signed and sent by its own parts, so
-//! that credentials, time-outs and proxies are the same.
+//! Calls of S3 that `object_store` does not make: locks, unfinished uploads, archives, and parts with a wrong sum. Signed and
+//! sent by its own parts, so that credentials, time-outs and proxies are the same.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -36,7 +36,8 @@ pub(super) struct Api {
     bucket: String,
 }
 
-/// One call.
+/// One call: a GET of the bucket itself, without a body, unless it says otherwise.
+#[derive(Default)]
 pub(super) struct Call<'a> {
     /// In the words of an error.
     pub(super) operation: &'static str,
@@ -45,8 +46,10 @@ pub(super) struct Call<'a> {
     pub(super) key: Option<&'a StoreKey>,
     /// Encoded, without the question mark.
     pub(super) query: &'a str,
-    /// XML.
+    /// XML, but for parts of uploads.
     pub(super) body: String,
+    /// Such a sum of the body, in base64: it goes with that instead of a signature.
+    pub(super) crc64nvme: Option<&'a str>,
 }
 
 /// What came back, other than success.
@@ -113,7 +116,9 @@ impl Api {
             url = format!("{url}?{}", call.query);
         }
         let mut request = Request::builder().method(call.method.clone()).uri(url);
-        if !call.body.is_empty() {
+        if let Some(sum) = call.crc64nvme {
+            request = request.header("x-amz-checksum-crc64nvme", sum);
+        } else if !call.body.is_empty() {
             // S3 insists on a sum of what changes locks.
             let sum = STANDARD.encode(Sha256::digest(&call.body));
             request = request.header("x-amz-checksum-sha256", sum).header("content-type", "application/xml");
@@ -122,7 +127,8 @@ impl Api {
         let mut request = request.body(body).map_err(|e| generic(e.into()))?;
         if self.signed {
             let credential = self.credentials.get_credential().await?;
-            AwsAuthorizer::new(&credential, "s3", &self.region).try_authorize(&mut request, None)?;
+            let authorizer = AwsAuthorizer::new(&credential, "s3", &self.region);
+            authorizer.with_sign_payload(call.crc64nvme.is_none()).try_authorize(&mut request, None)?;
         }
         Ok(request)
     }

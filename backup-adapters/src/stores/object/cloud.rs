@@ -5,17 +5,41 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use backup_core::ConfigError;
-use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
+use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey, Checksum};
 use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
 use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
 use object_store::{ClientConfigKey, ObjectStore as Backend, RetryConfig};
 
 use super::api::Api;
-use super::renew;
+use super::renew::{self, Built};
 
 /// How long one request may take: a part of 16 MiB, of which four are on their way, over a line of 3 Mbit/s. That of the
 /// client is 30 s, in which a slow line does not take a part.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(180);
+
+/// The clients of one store.
+pub(super) struct Clients {
+    pub(super) inner: Arc<dyn Backend>,
+    /// The same, which tries nothing again.
+    pub(super) once: Arc<dyn Backend>,
+    /// Of S3: what those cannot do, and what makes others with the same keys.
+    pub(super) more: Option<(Api, AmazonS3Builder)>,
+}
+
+/// Lets each object and each part have its SHA-256 as a checksum, too: without one, a bucket with a default retention takes
+/// nothing ([PutObject][put]). It is the one that is signed, so that nothing more is hashed. Only where that may be: a
+/// server that is not AWS's may refuse what it does not know.
+///
+/// [put]: https://docs.aws.amazon.com/AmazonS3/latest/API/API_PutObject.html
+fn summed(builder: AmazonS3Builder, locks: bool) -> AmazonS3Builder {
+    let told = |key| builder.get_config_value(&key).is_some_and(|value| value != "false");
+    let other = told(AmazonS3ConfigKey::Endpoint) || told(AmazonS3ConfigKey::S3Endpoint);
+    let named = told(AmazonS3ConfigKey::Checksum) || told(AmazonS3ConfigKey::UnsignedPayload);
+    match named || (other && !locks) {
+        true => builder,
+        false => builder.with_checksum_algorithm(Checksum::SHA256),
+    }
+}
 
 /// Whose protocol it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,28 +64,32 @@ impl Cloud {
         if self == Self::Azure { "container" } else { "bucket" }
     }
 
-    /// The client for `place`, with the options of the store, and what it cannot do by itself.
-    pub(super) fn client(
+    /// The clients for `place`, with the options of the store; of S3, `locks` if what is written may be locked at once.
+    pub(super) fn clients(
         self,
         place: &str,
         options: &BTreeMap<String, String>,
+        locks: bool,
         retry: RetryConfig,
         unusable: &dyn Fn(&str) -> ConfigError,
-    ) -> Result<(Arc<dyn Backend>, Option<Api>), ConfigError> {
+    ) -> Result<Clients, ConfigError> {
         let patience = format!("{}s", REQUEST_TIMEOUT.as_secs());
         let cannot = |e: object_store::Error| unusable(&format!("cannot be used: {e}"));
         let named = options.iter().map(|(key, value)| (self.spelled(key), value));
-        let backend: Arc<dyn Backend> = match self {
+        let never = RetryConfig { max_retries: 0, ..retry.clone() };
+        let (inner, once): (Arc<dyn Backend>, Arc<dyn Backend>) = match self {
             Self::S3 => {
                 let mut builder = AmazonS3Builder::new()
                     .with_config(AmazonS3ConfigKey::Client(ClientConfigKey::Timeout), patience);
                 for (key, value) in named {
                     builder = builder.with_config(key.parse().map_err(|_| self.unknown(&key))?, value);
                 }
-                let builder = builder.with_bucket_name(place).with_retry(retry);
-                let (s3, connector) = renew::build(builder.clone()).map_err(cannot)?;
+                let builder = summed(builder.with_bucket_name(place).with_retry(retry), locks);
+                let Built { s3, like, connector } = renew::build(builder.clone()).map_err(cannot)?;
                 let api = Api::new(&s3, &builder, options, REQUEST_TIMEOUT, connector.as_ref());
-                return Ok((Arc::new(s3), api.map_err(cannot)?));
+                let once = like.clone().with_retry(never).build().map_err(cannot)?;
+                let more = api.map_err(cannot)?.map(|api| (api, like));
+                return Ok(Clients { inner: Arc::new(s3), once: Arc::new(once), more });
             }
             Self::Azure => {
                 let mut builder = MicrosoftAzureBuilder::new()
@@ -73,7 +101,9 @@ impl Cloud {
                     return Err(unusable("cannot be used: the storage account is not named")
                         .hint("put `account` into the options of the store, or set AZURE_STORAGE_ACCOUNT"));
                 }
-                Arc::new(builder.with_container_name(place).with_retry(retry).build().map_err(cannot)?)
+                let builder = builder.with_container_name(place);
+                let client = |retry| builder.clone().with_retry(retry).build().map_err(cannot);
+                (Arc::new(client(retry)?), Arc::new(client(never)?))
             }
             Self::Google => {
                 let mut builder = GoogleCloudStorageBuilder::new()
@@ -81,16 +111,18 @@ impl Cloud {
                 for (key, value) in named {
                     builder = builder.with_config(key.parse().map_err(|_| self.unknown(&key))?, value);
                 }
-                let built = builder.with_bucket_name(place).with_retry(retry).build();
+                let builder = builder.with_bucket_name(place);
                 // What it says of a key that is none may be a piece of it.
-                Arc::new(built.map_err(|_| {
+                let unread = |_| {
                     unusable("cannot be used: its credentials cannot be read").hint(
                         "`service_account` is the path of a key file, `service_account_key` the text of one (JSON)",
                     )
-                })?)
+                };
+                let client = |retry| builder.clone().with_retry(retry).build().map_err(unread);
+                (Arc::new(client(retry)?), Arc::new(client(never)?))
             }
         };
-        Ok((backend, None))
+        Ok(Clients { inner, once, more: None })
     }
 
     /// The client's name of an option.

@@ -7,6 +7,7 @@ use backup_core::{Advice, BoxError, StoreError, StoreKey};
 use chrono::{DateTime, NaiveDateTime};
 
 use super::ObjectStore;
+use super::again::ALTERED;
 use super::api::Refusal;
 use super::cloud::Cloud;
 
@@ -256,6 +257,23 @@ impl ObjectStore {
                 advised(
                     "the upload was aborted by somebody else".to_owned(),
                     "let the lifecycle rule of the bucket wait longer before it aborts uploads (7 days)",
+                    answer,
+                ),
+            ),
+            // Sent several times already.
+            (400, code) if ALTERED.contains(&code) => other(
+                false,
+                advised(
+                    "the bytes do not arrive as they are sent".to_owned(),
+                    "look at what alters them: a proxy, the network, the memory of either host",
+                    answer,
+                ),
+            ),
+            (400, "InvalidRequest") if answer.message.contains("Object Lock parameters") => other(
+                false,
+                advised(
+                    "the bucket locks what is written to it".to_owned(),
+                    "put `object_lock = \"bucket\"` into the options of the store",
                     answer,
                 ),
             ),

@@ -95,7 +95,14 @@ impl ObjectStore {
             "<Retention xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\"><Mode>{mode}</Mode>\
              <RetainUntilDate>{date}</RetainUntilDate></Retention>"
         );
-        let call = Call { operation: "lock", method: Method::PUT, key: Some(key), query: "retention", body };
+        let call = Call {
+            operation: "lock",
+            method: Method::PUT,
+            key: Some(key),
+            query: "retention",
+            body,
+            ..Call::default()
+        };
         match self.call(api, call).await {
             Ok(_) => Ok(Some(until)),
             // One that lasts longer is not made shorter, which servers refuse in different words.
@@ -109,7 +116,7 @@ impl ObjectStore {
 
     async fn locked_until(&self, api: &Api, key: &StoreKey) -> Result<Option<DateTime<Utc>>, StoreError> {
         let (operation, query) = ("look up the lock of", "retention");
-        let call = Call { operation, method: Method::GET, key: Some(key), query, body: String::new() };
+        let call = Call { operation, key: Some(key), query, ..Call::default() };
         match self.call(api, call).await {
             Ok(found) => {
                 let date = between(&found.body, "<RetainUntilDate>", "</RetainUntilDate>");

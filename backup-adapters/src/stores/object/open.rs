@@ -11,10 +11,11 @@ use object_store::{BackoffConfig, ObjectStore as Backend, RetryConfig};
 use url::Url;
 
 use super::ObjectStore;
-use super::cloud::Cloud;
+use super::cloud::{Clients, Cloud};
 use super::create::LONGEST_PAUSE;
 use super::lock::Lock;
 use super::marks::Marks;
+use super::sums::{Checksums, Sums};
 
 /// How long requests are tried again, unless the options say it.
 const RETRY_FOR: Duration = Duration::from_secs(180);
@@ -24,7 +25,7 @@ impl ObjectStore {
     /// which is empty and new at each call.
     ///
     /// For S3, `options` are those of `object_store`'s client: `region`, `endpoint`, `access_key_id`,
-    /// `secret_access_key`, `session_token`, `allow_http`, `virtual_hosted_style_request`, `checksum_algorithm`, `timeout`
+    /// `secret_access_key`, `session_token`, `allow_http`, `virtual_hosted_style_request`, `timeout`,
     /// `server_side_encryption` (`AES256` or `aws:kms`) with `sse_kms_key_id`, and others. For Azure: `account`,
     /// `account_key` or `sas_token`, `client_id` with `client_secret` and `tenant_id`, `endpoint`. For Google:
     /// `service_account` (a key file) or `service_account_key` (its text), `endpoint`. Besides, for each:
@@ -37,6 +38,8 @@ impl ObjectStore {
     /// * `tags` (S3, Azure): of artifacts, `"Project=x, Kind=backup"`.
     /// * `object_lock` (S3): `governance` or `compliance`, with `object_lock_for`, a time: what is committed becomes locked;
     ///   `bucket`: the bucket's default retention does it, and for how long is looked up.
+    /// * `checksum` (S3): what proves that the parts of large uploads arrive as they were sent: `crc64nvme`, `sha256`, which is
+    ///   signed and costs more, or `auto` (unless set), the first where the server was seen to compare it, else the second.
     ///
     /// Without keys the instance's role is asked (for Google first the application default credentials, which its client
     /// looks for in the home directory). Nothing else is taken from the environment, and no connection is made.
@@ -75,8 +78,15 @@ impl ObjectStore {
                 let Some(place) = host else { return Err(bad(&format!("names no {}", cloud.place()))) };
                 let mut options = options.clone();
                 let own = Own::take(&mut options, cloud)?;
-                let client = |max_retries| cloud.client(place, &options, own.retry(max_retries), &bad);
-                let ((inner, api), (once, _)) = (client(usize::MAX)?, client(0)?);
+                let locks = own.lock.is_some();
+                let Clients { inner, once, more } =
+                    cloud.clients(place, &options, locks, own.retry(), &bad)?;
+                let (api, builder) = more.unzip();
+                if builder.is_none() && own.checksums == Checksums::Crc64Nvme {
+                    let what =
+                        "the option `checksum` of the store cannot be kept: directory buckets are not tried";
+                    return Err(ConfigError::new(what).hint("take it out: payloads are then signed"));
+                }
                 let shown = url.trim_end_matches('/').to_owned();
                 let store = Self::from_parts(inner, Some(once), prefix.as_ref(), shown)?;
                 Ok(Self {
@@ -86,6 +96,7 @@ impl ObjectStore {
                     marks: own.marks,
                     lock: own.lock,
                     api: api.map(Arc::new),
+                    sums: builder.and_then(|builder| Sums::new(own.checksums, builder)).map(Arc::new),
                     ..store
                 })
             }
@@ -120,6 +131,7 @@ impl ObjectStore {
             marks: Marks::default(),
             lock: None,
             api: None,
+            sums: None,
         })
     }
 
@@ -138,6 +150,7 @@ struct Own {
     retry_for: Duration,
     marks: Marks,
     lock: Option<Lock>,
+    checksums: Checksums,
 }
 
 impl Own {
@@ -157,12 +170,13 @@ impl Own {
         };
         let marks = Marks::take(options, cloud)?;
         let lock = Lock::take(options, cloud)?;
-        Ok(Self { single_writer, retry_for, marks, lock })
+        let checksums = Checksums::take(options, cloud)?;
+        Ok(Self { single_writer, retry_for, marks, lock, checksums })
     }
 
-    fn retry(&self, max_retries: usize) -> RetryConfig {
+    fn retry(&self) -> RetryConfig {
         let backoff = BackoffConfig { max_backoff: LONGEST_PAUSE, ..BackoffConfig::default() };
-        RetryConfig { backoff, max_retries, retry_timeout: self.retry_for }
+        RetryConfig { backoff, max_retries: usize::MAX, retry_timeout: self.retry_for }
     }
 }
 
@@ -221,6 +235,19 @@ mod tests {
             ("s3://bucket/p", options(&[("storage_class", "A, B")]), "`storage_class`"),
             ("s3://bucket/p", options(&[("storage_class", "Not An Interval=B")]), "`storage_class`"),
             ("s3://bucket/p", options(&[("tags", "Project")]), "`tags`"),
+            ("s3://bucket/p", options(&[("checksum", "md5")]), "`checksum`"),
+            (
+                "s3://bucket/p",
+                options(&[("checksum", "auto"), ("checksum_algorithm", "sha256")]),
+                "`checksum`",
+            ),
+            ("s3://bucket/p", options(&[("aws_unsigned_payload", "true")]), "`unsigned_payload`"),
+            ("az://c/p", options(&[("account", "a"), ("checksum", "auto")]), "`checksum`"),
+            (
+                "s3://bucket--euw1-az1--x-s3/p",
+                options(&[("s3_express", "true"), ("region", "eu-west-1"), ("checksum", "crc64nvme")]),
+                "`checksum`",
+            ),
             ("gs://b/p", options(&[("tags", "a=b")]), "`tags`"),
             ("s3://bucket/p", options(&[("object_lock", "yes"), ("object_lock_for", "1d")]), "`object_lock`"),
             ("s3://bucket/p", options(&[("object_lock", "governance")]), "`object_lock`"),

@@ -19,19 +19,34 @@ use object_store::client::{
 };
 use tokio::sync::RwLock;
 
-/// The client of `builder`, and what makes clients like it; if its keys are lent, those that renew them.
-pub(super) fn build(builder: AmazonS3Builder) -> object_store::Result<(AmazonS3, Box<dyn HttpConnector>)> {
+use super::again::Again;
+
+/// The client of `builder`.
+pub(super) struct Built {
+    pub(super) s3: AmazonS3,
+    /// Makes others with the same keys.
+    pub(super) like: AmazonS3Builder,
+    /// Makes what calls of our own are sent by.
+    pub(super) connector: Box<dyn HttpConnector>,
+}
+
+/// The client of `builder`; if its keys are lent, with those that renew them.
+pub(super) fn build(builder: AmazonS3Builder) -> object_store::Result<Built> {
     use AmazonS3ConfigKey as Key;
     let own = [Key::AccessKeyId, Key::SecretAccessKey].iter().any(|k| builder.get_config_value(k).is_some());
     let unsigned = builder.get_config_value(&Key::SkipSignature).is_some_and(|skip| skip != "false");
     if own || unsigned {
-        return Ok((builder.build()?, Box::new(ReqwestConnector::default())));
+        // Who needs no keys still gets what would ask for some, with other options.
+        let again = if own { Again::shared } else { Again::new };
+        let like = builder.with_http_connector(again(ReqwestConnector::default()));
+        let connector = Box::new(ReqwestConnector::default());
+        return Ok(Built { s3: like.clone().build()?, like, connector });
     }
     let current = RwLock::new(Arc::clone(builder.clone().build()?.credentials()));
     let keys = Arc::new(Keys { lender: builder.clone(), current });
-    let connector = Renewing(Arc::clone(&keys));
-    let s3 = builder.with_credentials(Arc::clone(&keys) as _).with_http_connector(connector).build()?;
-    Ok((s3, Box::new(Renewing(keys))))
+    let connector = Again::shared(Renewing(Arc::clone(&keys)));
+    let like = builder.with_credentials(Arc::clone(&keys) as _).with_http_connector(connector);
+    Ok(Built { s3: like.clone().build()?, like, connector: Box::new(Renewing(keys)) })
 }
 
 /// Lent keys.

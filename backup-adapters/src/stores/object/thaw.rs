@@ -18,8 +18,7 @@ impl ObjectStore {
         key: &StoreKey,
         ask: Option<Thaw>,
     ) -> Result<Readiness, StoreError> {
-        let (operation, body) = ("look up", String::new());
-        let call = Call { operation, method: Method::HEAD, key: Some(key), query: "", body };
+        let call = Call { operation: "look up", method: Method::HEAD, key: Some(key), ..Call::default() };
         let there = self.call(api, call).await.map_err(|refused| refused.error)?;
         let header = |name: &str| header(&there, name);
         // Of Intelligent-Tiering, what was brought back stays.
@@ -51,7 +50,14 @@ impl ObjectStore {
             "<RestoreRequest xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\">{days}\
              <GlacierJobParameters><Tier>{tier}</Tier></GlacierJobParameters></RestoreRequest>"
         );
-        let call = Call { operation: "thaw", method: Method::POST, key: Some(key), query: "restore", body };
+        let call = Call {
+            operation: "thaw",
+            method: Method::POST,
+            key: Some(key),
+            query: "restore",
+            body,
+            ..Call::default()
+        };
         match self.call(api, call).await {
             Ok(_) => Ok(Readiness::Underway),
             Err(refused) if refused.code == "RestoreAlreadyInProgress" => Ok(Readiness::Underway),

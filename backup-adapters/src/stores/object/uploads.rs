@@ -51,8 +51,7 @@ impl ObjectStore {
     ) -> Result<(), StoreError> {
         let mut query = "uploads".to_owned();
         for _ in 0..PAGES {
-            let (operation, body) = ("list the uploads of", String::new());
-            let call = Call { operation, method: Method::GET, key: None, query: &query, body };
+            let call = Call { operation: "list the uploads of", query: &query, ..Call::default() };
             let answered = match self.call(api, call).await {
                 Ok(answered) => answered,
                 Err(Refusal { error: error @ StoreError::Other { retryable: true, .. }, .. }) => {
@@ -97,8 +96,9 @@ impl ObjectStore {
         let is_old = untouched.is_zero() || now.is_some_and(|now| now - upload.initiated >= age);
         let Some(key) = key.filter(|_| is_old) else { return Ok(()) };
         let query = format!("uploadId={}", value(&upload.upload_id));
-        let (operation, body) = ("abort the write of", String::new());
-        let call = Call { operation, method: Method::DELETE, key: Some(&key), query: &query, body };
+        let operation = "abort the write of";
+        let call =
+            Call { operation, method: Method::DELETE, key: Some(&key), query: &query, ..Call::default() };
         match self.call(api, call).await {
             Ok(_) => Ok(()),
             // Somebody else was faster.

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use backup_core::{ObjectInfo, Store as _, StoreError, StoreKey, StoreWriter, WriteOptions};
 use bytes::Bytes;
 use object_store::path::Path;
-use object_store::{MultipartUpload, ObjectStore as _, PutMultipartOptions, PutPayload};
+use object_store::{MultipartUpload, PutMultipartOptions, PutPayload};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -23,6 +23,10 @@ const IN_FLIGHT: usize = 4;
 
 /// The pause before an upload is begun anew.
 const AGAIN: Duration = Duration::from_millis(500);
+
+/// How long the server is asked to forget an upload. What failed because it does not answer shall not wait as long once more:
+/// what is left is invisible, and found by later runs.
+const ABORT_FOR: Duration = Duration::from_secs(30);
 
 /// The size of part number `index` (from 0). All parts are equal, which some storages insist on, unless the body is so
 /// much longer than the hint that the parts would run out: then they grow.
@@ -76,10 +80,11 @@ impl ObjectWriter {
     /// An upload of its own for each attempt: one whose answer was lost is never used, and goes with the abandoned ones.
     async fn begin(&mut self) -> Result<Box<dyn MultipartUpload>, StoreError> {
         let until = Instant::now() + self.store.retry_for;
+        let Marked { attributes, tags } = self.marked.clone();
+        let options = PutMultipartOptions { attributes, tags, ..PutMultipartOptions::default() };
+        let client = self.store.uploader(&self.key, &options).await?;
         loop {
-            let Marked { attributes, tags } = self.marked.clone();
-            let options = PutMultipartOptions { attributes, tags, ..PutMultipartOptions::default() };
-            match self.store.inner.put_multipart_opts(&self.path, options).await {
+            match client.put_multipart_opts(&self.path, options.clone()).await {
                 // The client tries again by itself, but not if the answer ends early.
                 Err(e) if Instant::now() < until && fault::may_pass(&e) => tokio::time::sleep(AGAIN).await,
                 began => return began.map_err(|e| self.error(e)),
@@ -195,9 +200,15 @@ impl StoreWriter for ObjectWriter {
     async fn abort(mut self: Box<Self>) -> Result<(), StoreError> {
         self.in_flight.shutdown().await;
         match self.upload.take() {
-            Some(mut upload) => {
-                upload.abort().await.map_err(|e| self.store.fault("abort the write of", &self.key, e))
-            }
+            Some(mut upload) => match tokio::time::timeout(ABORT_FOR, upload.abort()).await {
+                Ok(aborted) => aborted.map_err(|e| self.store.fault("abort the write of", &self.key, e)),
+                Err(_) => Err(fault::retryable(
+                    "abort the write of",
+                    &self.key,
+                    "the server does not answer in time: later runs find the upload, or a rule of the bucket"
+                        .into(),
+                )),
+            },
             None => Ok(()),
         }
     }
