@@ -394,7 +394,10 @@ impl HandContext<'_> {
         let mut command = match (stages.next(), files.as_slice()) {
             (Some(first @ ("zstd -dcq" | "gzip -dc")), files) => format!("{first} {}", files.join(" ")),
             (Some(first), [one]) => format!("{first} {one}"),
-            (Some(first), many) => format!("cat {} | {first}", many.join(" ")),
+            // Each is encrypted by itself. What a loop gave before one of them failed must not look like the end.
+            (Some(first), many) => {
+                format!("for file in {}; do {first} \"$file\" || exit; done", many.join(" "))
+            }
             (None, files) => format!("cat {}", files.join(" ")),
         };
         for stage in stages {

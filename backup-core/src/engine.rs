@@ -116,6 +116,7 @@ struct Inner {
     host: String,
     tool: String,
     patience: Duration,
+    backlog: usize,
     tasks: TaskTracker,
 }
 
@@ -186,6 +187,13 @@ impl EngineBuilder {
         self
     }
 
+    /// How many frames of 1 MiB wait for the encryption of a file before the artifact goes on in another one, where there are
+    /// processors for that: [`PipelineSettings::backlog`](crate::pipeline::PipelineSettings::backlog). 16 by default.
+    pub fn encryption_backlog(mut self, frames: usize) -> Self {
+        self.0.backlog = frames;
+        self
+    }
+
     /// Is one with `other`, an engine of this process over the same state directory, when the host goes away: what either
     /// of them saves then counts as one answer.
     pub fn in_emergencies_with(mut self, other: &Engine) -> Self {
@@ -223,6 +231,7 @@ impl Engine {
             host,
             tool: concat!("backup-core ", env!("CARGO_PKG_VERSION")).to_owned(),
             patience: LOCK_PATIENCE,
+            backlog: crate::pipeline::BACKLOG,
             tasks: TaskTracker::new(),
         })
     }

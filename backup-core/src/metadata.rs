@@ -286,7 +286,8 @@ pub struct ArtifactMeta {
     /// What was applied, in order: `zstd`, `age`.
     #[serde(default)]
     pub encodings: Vec<String>,
-    /// The stored files: concatenated, they are the encoded artifact.
+    /// The stored files: concatenated, they are the encoded artifact. With `age` each is encrypted by itself, and what they
+    /// decrypt to is concatenated.
     #[serde(default)]
     pub files: Vec<StoredFile>,
     /// What is kept elsewhere instead, e.g. a snapshot.

@@ -3,7 +3,7 @@
 //! ```text
 //! pump:    body ─ frames of 1 MiB ─┬─▶ blake3 + content check      (observer thread)
 //!                                  └─▶ zstd, `threads` at a time ─ in order ─ [age] ─┬─▶ sha256   (observer thread)
-//!                                                                                   └─▶ StoreWriter
+//!                                               with age, to several of these if need be ─┴─▶ StoreWriter
 //! unpump:  stored ─┬─▶ sha256      (observer thread)
 //!                  └─▶ [age] ─ split into frames ─ zstd, `threads` at a time ─ in order ─┬─▶ blake3   (observer thread)
 //!                                                                               └─▶ reader
@@ -12,9 +12,11 @@
 //! A stored file is a sequence of independent zstd frames ([RFC 8878]), each of [`CHUNK_BYTES`](crate::CHUNK_BYTES)
 //! plain bytes (the last one shorter), with their length in the header and an XXH64 checksum at the end, followed by a
 //! seek table in a skippable frame. `zstd -d` reads it as it is. Encryption stands between the frames and sha256, so that
-//! the hash of a stored file needs no key; it is the work of one thread.
+//! the hash of a stored file needs no key; it is the work of one thread. Where that is the limit, the artifact becomes several
+//! files ([`PipelineSettings::files`]): decrypted each by itself, and concatenated, they are the frames again.
 //!
-//! Memory is bounded by about `threads` + 6 frames of 1 MiB on either side of the codec, whatever the length.
+//! Memory is bounded by about `threads` + 6 frames of 1 MiB on either side of the codec, whatever the length, and by the
+//! [backlog](PipelineSettings::backlog) of each file that is being encrypted.
 //! Neither direction touches the data on an async thread; each holds two threads of tokio's blocking pool while it
 //! runs, besides those that compress.
 //!
@@ -36,6 +38,7 @@ mod observer;
 mod pool;
 mod pump;
 mod sealed;
+mod sealed_files;
 mod seek_table;
 mod split;
 mod stored_side;
@@ -44,7 +47,7 @@ mod unpump;
 pub(crate) use check::StoredCheck;
 pub use check::{Drained, Expected, StoredFault, check_stored, drain};
 pub use measure::{Measured, measure};
-pub use pump::{Encoded, PumpError, pump};
+pub use pump::{Encoded, EncodedFile, OneFile, OpenFile, PumpError, pump};
 pub use unpump::unpump;
 
 /// The name of zstd in `encodings`.
@@ -58,6 +61,9 @@ pub const GZIP: &str = "gzip";
 /// How many finished frames may wait for the next stage, besides those being worked on.
 const LOOKAHEAD: usize = 2;
 
+/// How many frames wait for the encryption of a file, if not told otherwise: 16 MiB, of what does not compress.
+pub(crate) const BACKLOG: usize = 16;
+
 /// How to run a pipeline.
 #[derive(Clone)]
 #[non_exhaustive]
@@ -70,6 +76,12 @@ pub struct PipelineSettings {
     pub cancel: CancellationToken,
     /// For whom what is stored is encrypted, if for anybody.
     pub recipients: Option<Recipients>,
+    /// How many files may be encrypted at the same time; at least 1, which means that it is one file. With more, an artifact
+    /// whose encryption (or its SHA-256) cannot follow goes on in another file, as often as it takes. What the store holds up
+    /// is not divided.
+    pub files: usize,
+    /// How many frames wait for the encryption of a file before the next one begins. At least 1.
+    pub backlog: usize,
     /// What decrypts what is read.
     pub identities: Identities,
     /// Told how many plain bytes went through so far, about once per MiB. Must return at once.
@@ -85,6 +97,8 @@ impl PipelineSettings {
             threads,
             cancel: CancellationToken::new(),
             recipients: None,
+            files: 1,
+            backlog: BACKLOG,
             identities: Identities::default(),
             progress: Arc::new(|_| {}),
         }
@@ -108,6 +122,20 @@ impl PipelineSettings {
     #[must_use]
     pub fn with_recipients(mut self, recipients: Option<Recipients>) -> Self {
         self.recipients = recipients;
+        self
+    }
+
+    /// Sets how many files may be encrypted at the same time.
+    #[must_use]
+    pub fn with_files(mut self, files: usize) -> Self {
+        self.files = files;
+        self
+    }
+
+    /// Sets how many frames wait for the encryption of a file before the next one begins.
+    #[must_use]
+    pub fn with_backlog(mut self, frames: usize) -> Self {
+        self.backlog = frames;
         self
     }
 

@@ -6,7 +6,7 @@ use std::thread::available_parallelism;
 
 use async_trait::async_trait;
 use backup_benches::data::record_store;
-use backup_core::pipeline::{Encoded, Expected, PipelineSettings, drain, pump, unpump};
+use backup_core::pipeline::{Encoded, Expected, OneFile, PipelineSettings, drain, pump, unpump};
 use backup_core::{ByteStream, CHUNK_BYTES, ObjectInfo, StoreError, StoreKey, StoreWriter, StoredFile};
 use bytes::{Bytes, BytesMut};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
@@ -56,7 +56,7 @@ fn body<E: Send + 'static>(data: &Bytes) -> ByteStream<E> {
 async fn stored(plain: &Bytes, settings: &PipelineSettings) -> (Bytes, Encoded) {
     let (to, kept) = oneshot::channel();
     let sink = Sink { bytes: 0, kept: Some((BytesMut::new(), to)) };
-    let encoded = pump(body(plain), None, Box::new(sink), settings).await.unwrap();
+    let encoded = pump(body(plain), None, &mut OneFile::new(Box::new(sink)), settings).await.unwrap();
     (kept.await.unwrap(), encoded)
 }
 
@@ -68,8 +68,8 @@ fn pipeline(c: &mut Criterion) {
         encodings: encoded.encodings,
         files: vec![StoredFile {
             path: "x.zst".into(),
-            stored_bytes: encoded.stored_bytes,
-            stored_sha256: encoded.stored_sha256,
+            stored_bytes: encoded.files[0].bytes,
+            stored_sha256: encoded.files[0].sha256.clone(),
         }],
         plain_bytes: encoded.plain_bytes,
         plain_blake3: encoded.plain_blake3,
@@ -81,7 +81,14 @@ fn pipeline(c: &mut Criterion) {
         let settings = PipelineSettings::new(threads);
         group.bench_function(BenchmarkId::new("pump", threads), |b| {
             b.iter(|| {
-                runtime.block_on(pump(body(&plain), None, Box::new(Sink::default()), &settings)).unwrap()
+                runtime
+                    .block_on(pump(
+                        body(&plain),
+                        None,
+                        &mut OneFile::new(Box::new(Sink::default())),
+                        &settings,
+                    ))
+                    .unwrap()
             });
         });
         group.bench_function(BenchmarkId::new("unpump", threads), |b| {

@@ -52,12 +52,19 @@ impl Draft {
         name: &str,
         options: WriteOptions,
     ) -> Result<Box<dyn StoreWriter>, BackupError> {
-        let key = self.key(name)?;
-        self.catalog
-            .store
-            .writer(&key, options.of_interval(&self.id.interval))
-            .await
-            .map_err(|e| BackupError::store(format!("write {}", self.id), e))
+        self.key(name)?;
+        self.open(name, options).await.map_err(|e| BackupError::store(format!("write {}", self.id), e))
+    }
+
+    /// As [`writer`](Self::writer), with the error as the store told it.
+    pub(crate) async fn open(
+        &self,
+        name: &str,
+        options: WriteOptions,
+    ) -> Result<Box<dyn StoreWriter>, StoreError> {
+        let store = &self.catalog.store;
+        let key = self.id.file(name).map_err(|e| StoreError::other("write", &self.id.dir(), e))?;
+        store.writer(&key, options.of_interval(&self.id.interval)).await
     }
 
     /// Writes a small file of this backup.

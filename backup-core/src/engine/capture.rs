@@ -4,6 +4,7 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use chrono::TimeDelta;
 use futures::future::BoxFuture;
 use futures::{FutureExt, TryStreamExt};
@@ -15,15 +16,15 @@ use super::{Inner, Run, StepReport, deadline};
 use crate::adapter::CheckPurpose;
 use crate::catalog::Draft;
 use crate::context::OpContext;
-use crate::encryption::Recipients;
-use crate::error::{AdapterError, AdapterErrorKind, BackupError, Stage, chain};
+use crate::encryption::{PASSPHRASE, Recipients};
+use crate::error::{AdapterError, AdapterErrorKind, BackupError, Stage, StoreError, chain};
 use crate::event::Event;
 use crate::id::{Interval, ServiceName};
 use crate::metadata::{ArtifactMeta, Evidence, Process, Reservation, StoredFile};
-use crate::pipeline::{self, PipelineSettings, PumpError};
+use crate::pipeline::{self, OpenFile, PipelineSettings, PumpError};
 use crate::plan::PlannedService;
 use crate::source::{Artifact, ArtifactBody, ReadOutcome, Settlement, SourceParts};
-use crate::store::WriteOptions;
+use crate::store::{StoreWriter, WriteOptions};
 
 /// The budget of a service that has none: long enough for anything, short enough that a stalled run is swept some day.
 const DEFAULT_BUDGET: Duration = Duration::from_secs(24 * 3600);
@@ -33,6 +34,12 @@ pub(super) const RELEASE_GRACE: Duration = Duration::from_secs(300);
 
 /// At most ten progress events a second for each artifact.
 const PROGRESS_EVERY: Duration = Duration::from_millis(100);
+
+/// How many files an artifact has at most: three digits in their names. The last one takes all that is left.
+const MAX_FILES: usize = 999;
+
+/// How many of them are encrypted at the same time: each has its backlog and what its writer holds in memory.
+const MAX_AT_ONCE: usize = 3;
 
 /// What reading a source gave.
 pub(super) struct Read {
@@ -273,15 +280,16 @@ impl Inner {
             }
             ArtifactBody::Stream(body) => body,
         };
-        let dot = if extension.is_empty() { "" } else { "." };
-        let sealed = recipients.as_ref().map_or("", |_| ".age");
-        let path = format!("{name}_{}{dot}{extension}.zst{sealed}", draft.id().timestamp);
-        let writer = draft.writer(&path, WriteOptions::data(size_hint)).await?;
         let check = service.adapter.content_check(&CheckPurpose::Capture, &meta);
         let settings = self
             .pipeline(cx, &name, size_hint.or_else(|| usual.get(&name).copied()))
+            .with_files(files_at_once(cx.threads, recipients.as_ref()))
+            .with_backlog(self.backlog)
             .with_recipients(recipients);
-        let encoded = pipeline::pump(body, check, writer, &settings).await.map_err(|e| match e {
+        let ending =
+            format!("{}.zst{}", dotted(&extension), settings.recipients.as_ref().map_or("", |_| ".age"));
+        let mut files = Files { draft, name: name.as_str(), ending, size_hint, paths: Vec::new() };
+        let encoded = pipeline::pump(body, check, &mut files, &settings).await.map_err(|e| match e {
             PumpError::Source(e) | PumpError::Check(e) => adapter_error(service, Stage::Read, e),
             PumpError::Store(e) => BackupError::store(format!("write {}", draft.id()), e),
             PumpError::Cancelled => BackupError::Cancelled,
@@ -290,11 +298,10 @@ impl Inner {
         meta.plain_bytes = encoded.plain_bytes;
         meta.plain_blake3 = encoded.plain_blake3;
         meta.encodings = encoded.encodings;
-        meta.files = vec![StoredFile {
-            path,
-            stored_bytes: encoded.stored_bytes,
-            stored_sha256: encoded.stored_sha256,
-        }];
+        let stored = files.paths.into_iter().zip(encoded.files);
+        meta.files = stored
+            .map(|(path, f)| StoredFile { path, stored_bytes: f.bytes, stored_sha256: f.sha256 })
+            .collect();
         Ok((meta, encoded.evidence.unwrap_or_default()))
     }
 
@@ -326,6 +333,44 @@ impl Inner {
             .with_cancel(cx.cancel.clone())
             .with_progress(progress)
     }
+}
+
+/// The files of one artifact, as they are named in the backup's directory.
+struct Files<'a> {
+    draft: &'a Draft,
+    name: &'a str,
+    ending: String,
+    size_hint: Option<u64>,
+    /// Of those begun.
+    paths: Vec<String>,
+}
+
+#[async_trait]
+impl OpenFile for Files<'_> {
+    async fn open(&mut self, number: usize) -> Result<Option<Box<dyn StoreWriter>>, StoreError> {
+        if number >= MAX_FILES {
+            return Ok(None);
+        }
+        // The first one's name is the same whether others follow or not.
+        let part = if number == 0 { String::new() } else { format!(".{:03}", number + 1) };
+        let path = format!("{}_{}{part}{}", self.name, self.draft.id().timestamp, self.ending);
+        let writer = self.draft.open(&path, WriteOptions::data(self.size_hint)).await?;
+        self.paths.push(path);
+        Ok(Some(writer))
+    }
+}
+
+/// How many files of an artifact may be encrypted at the same time. One core encrypts and hashes about what four compress, so
+/// that with fewer it is not the limit. A passphrase is asked for, and costs a second, for each file: so it stays one.
+fn files_at_once(threads: usize, recipients: Option<&Recipients>) -> usize {
+    match recipients {
+        Some(recipients) if recipients.shown() != [PASSPHRASE] => (threads / 4).clamp(1, MAX_AT_ONCE),
+        _ => 1,
+    }
+}
+
+fn dotted(extension: &str) -> String {
+    if extension.is_empty() { String::new() } else { format!(".{extension}") }
 }
 
 /// Runs one of the hooks that end a capture.

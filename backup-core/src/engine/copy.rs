@@ -291,6 +291,7 @@ impl Inner {
             host: self.host.clone(),
             tool: self.tool.clone(),
             patience: self.patience,
+            backlog: self.backlog,
             tasks: self.tasks.clone(),
         })
     }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::StreamExt as _;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -405,15 +406,22 @@ impl Inner {
     ) -> Result<crate::source::ByteStream<AdapterError>, BackupError> {
         let damaged =
             |file: &str, what: String| BackupError::Damaged { id: id.clone(), file: file.to_owned(), what };
-        let [stored] = artifact.files.as_slice() else {
-            return Err(damaged(
-                artifact.name.as_str(),
-                format!("it has {} stored files, this version reads one", artifact.files.len()),
-            ));
+        let keys =
+            artifact.files.iter().map(|f| id.file(&f.path).map_err(|e| damaged(&f.path, e.to_string())));
+        let keys = keys.collect::<Result<Vec<_>, _>>()?;
+        let [first, others @ ..] = keys.as_slice() else {
+            return Err(damaged(artifact.name.as_str(), "it has no stored file".to_owned()));
         };
-        let key = id.file(&stored.path).map_err(|e| damaged(&stored.path, e.to_string()))?;
-        let stream =
-            self.catalog.store().read(&key).await.map_err(|e| lost_or_unreachable(id, &stored.path, e))?;
+        let store = self.catalog.store();
+        let stream = store.read(first).await;
+        let stream = stream.map_err(|e| lost_or_unreachable(id, first.file_name(), e))?;
+        // The others when it is their turn: there may be hundreds.
+        let (store, others) = (Arc::clone(store), others.to_vec());
+        let others = futures::stream::iter(others).then(move |key| {
+            let store = Arc::clone(&store);
+            async move { store.read(&key).await.unwrap_or_else(|e| futures::stream::iter([Err(e)]).boxed()) }
+        });
+        let stream = stream.chain(others.flatten()).boxed();
         let settings = self.reading(cx, artifact).await;
         Ok(pipeline::unpump(stream, Expected::of(artifact), settings))
     }

@@ -39,20 +39,30 @@ impl Expected {
         self.files.iter().fold(0, |sum, f| sum.saturating_add(f.stored_bytes))
     }
 
-    /// The file that holds the stored byte `offset`, and the offset in it. Beyond the end: the end of the last file.
-    pub(super) fn locate(&self, mut offset: u64) -> (&str, u64) {
-        for file in &self.files {
+    /// Which file holds the stored byte `offset`, and the offset in it. Beyond the end: the end of the last file.
+    pub(super) fn position(&self, mut offset: u64) -> (usize, u64) {
+        for (i, file) in self.files.iter().enumerate() {
             if offset < file.stored_bytes {
-                return (&file.path, offset);
+                return (i, offset);
             }
             offset -= file.stored_bytes;
         }
-        self.files.last().map_or(("", 0), |f| (&f.path, f.stored_bytes))
+        (self.files.len().saturating_sub(1), self.files.last().map_or(0, |f| f.stored_bytes))
+    }
+
+    /// The name of the file that holds the stored byte `offset`.
+    pub(super) fn locate(&self, offset: u64) -> &str {
+        self.name_of(self.position(offset).0)
+    }
+
+    /// The name of one of the files.
+    pub(super) fn name_of(&self, file: usize) -> &str {
+        self.files.get(file).map_or("", |f| &f.path)
     }
 
     /// A name for error messages.
     pub(super) fn name(&self) -> &str {
-        self.files.first().map_or("", |f| &f.path)
+        self.name_of(0)
     }
 }
 

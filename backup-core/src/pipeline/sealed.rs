@@ -29,9 +29,9 @@ pub(super) struct Stage<E> {
     pub(super) task: JoinHandle<Result<(), E>>,
 }
 
-/// Starts the encryption of what goes in.
-pub(super) fn seal(recipients: Recipients) -> Stage<io::Error> {
-    let (input, mut chunks) = mpsc::channel(QUEUE);
+/// Starts the encryption of what goes in, of which `waiting` chunks may wait.
+pub(super) fn seal(recipients: Recipients, waiting: usize) -> Stage<io::Error> {
+    let (input, mut chunks) = mpsc::channel(waiting.max(1));
     let (send, output) = mpsc::channel(QUEUE);
     let task = tokio::task::spawn_blocking(move || {
         let mut seal = recipients.seal(Chunks { send, buffer: BytesMut::new() })?;
@@ -80,6 +80,11 @@ pub(super) fn open(identities: Identities) -> Stage<OpenError> {
 pub(super) struct Feed(mpsc::Sender<Input>);
 
 impl Feed {
+    /// Whether the next chunk would have to wait.
+    pub(super) fn is_full(&self) -> bool {
+        self.0.capacity() == 0
+    }
+
     pub(super) async fn give(&self, bytes: Bytes) {
         if self.0.send(Input::Data(bytes)).await.is_err() {
             future::pending::<()>().await;

@@ -18,6 +18,7 @@ use super::split::{Next, Splitter};
 use super::{AGE, GZIP, PipelineSettings, ZSTD};
 use crate::encryption::OpenError;
 use crate::error::{AdapterError, AdapterErrorKind, StoreError};
+use crate::metadata::StoredFile;
 use crate::source::ByteStream;
 
 /// Something to give out, in order.
@@ -33,13 +34,16 @@ pub(super) enum Job {
 /// Where a frame begins.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct At {
+    /// Which of the stored files.
+    file: usize,
+    /// Offset in that file, decrypted if it is encrypted.
     stored: u64,
     plain: u64,
 }
 
 impl At {
     pub(super) fn corrupt(self, expected: &Expected, what: &str) -> AdapterError {
-        let (file, offset) = expected.locate(self.stored);
+        let (file, offset) = (expected.name_of(self.file), self.stored);
         AdapterError::corrupt(format!(
             "`{file}` is damaged: at stored byte {offset} (plain byte {}): {what}",
             self.plain
@@ -55,18 +59,26 @@ pub(super) async fn read(
     settings: &PipelineSettings,
 ) -> Result<(), AdapterError> {
     let mut raw = Raw::new(stored, expected);
-    let decoder = |chunks| Decoder { chunks, expected, taken: 0, jobs, plain: 0 };
+    let decoder = |chunks| Decoder { chunks, expected, taken: 0, starts: Vec::new(), jobs, plain: 0 };
     let encodings: Vec<&str> = expected.encodings.iter().map(String::as_str).collect();
     if let [below @ .., AGE] = encodings.as_slice() {
-        let Stage { input, output, task } = sealed::open(settings.identities.clone());
+        let (stages, next) = mpsc::channel(1);
         let feed = async {
-            while let Some(chunk) = raw.chunk().await? {
-                input.give(chunk).await;
+            for file in &expected.files {
+                let Stage { input, output, task } = sealed::open(settings.identities.clone());
+                // The other side ends early only with an error, which then is the outcome.
+                stages.send((output, task)).await.map_err(|_| AdapterError::cancelled())?;
+                while let Some(chunk) = raw.chunk_of(file).await? {
+                    input.give(chunk).await;
+                }
+                input.end().await;
             }
-            input.end().await;
+            drop(stages);
+            // What follows the last file is too much.
+            raw.chunk().await?;
             raw.finish().await
         };
-        let mut decoder = decoder(Chunks::Opened(output, Some(task)));
+        let mut decoder = decoder(Chunks::Opened { next, now: None });
         return tokio::try_join!(feed, decoder.read(below, settings.threads())).map(|_| ());
     }
     decoder(Chunks::Raw(&mut raw)).read(&encodings, settings.threads()).await?;
@@ -81,21 +93,47 @@ struct Raw<'a> {
     seen: u64,
     total: u64,
     hash: Observer<()>,
+    /// Of the file that is handed out: how many bytes were, and what came with them.
+    handed: u64,
+    rest: Bytes,
+    ended: bool,
 }
 
 impl<'a> Raw<'a> {
     fn new(stored: ByteStream<StoreError>, expected: &'a Expected) -> Self {
         let hash = Observer::spawn("the hash", FilesObserver::new(expected.files.clone()));
-        Self { stored, expected, seen: 0, total: expected.stored_bytes(), hash }
+        let total = expected.stored_bytes();
+        Self { stored, expected, seen: 0, total, hash, handed: 0, rest: Bytes::new(), ended: false }
+    }
+
+    /// What comes of one file, up to its recorded length.
+    async fn chunk_of(&mut self, file: &StoredFile) -> Result<Option<Bytes>, AdapterError> {
+        let left = file.stored_bytes - self.handed;
+        if left > 0 && self.rest.is_empty() {
+            self.rest = self.chunk().await?.unwrap_or_default();
+        }
+        let here = self.rest.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+        if here == 0 {
+            self.handed = 0;
+            return Ok(None);
+        }
+        self.handed += here as u64;
+        Ok(Some(self.rest.split_to(here)))
     }
 
     async fn chunk(&mut self) -> Result<Option<Bytes>, AdapterError> {
+        if self.ended {
+            return Ok(None);
+        }
         let chunk = loop {
             match self.stored.next().await {
-                None => return Ok(None),
+                None => {
+                    self.ended = true;
+                    return Ok(None);
+                }
                 Some(Ok(chunk)) if chunk.is_empty() => {}
                 Some(Ok(chunk)) => break chunk,
-                Some(Err(e)) => return Err(unreadable(self.expected.locate(self.seen).0, e)),
+                Some(Err(e)) => return Err(unreadable(self.expected.locate(self.seen), e)),
             }
         };
         self.seen += chunk.len() as u64;
@@ -116,8 +154,15 @@ impl<'a> Raw<'a> {
 /// What is decoded: stored bytes as they are, or decrypted.
 enum Chunks<'a, 'b> {
     Raw(&'b mut Raw<'a>),
-    Opened(mpsc::Receiver<Bytes>, Option<JoinHandle<Result<(), OpenError>>>),
+    /// The files that follow, and the one at hand.
+    Opened {
+        next: mpsc::Receiver<Opening>,
+        now: Option<Opening>,
+    },
 }
+
+/// The decryption of one file: what comes out, and how it ends.
+type Opening = (mpsc::Receiver<Bytes>, JoinHandle<Result<(), OpenError>>);
 
 /// Makes frames and plain bytes of them.
 struct Decoder<'a, 'b> {
@@ -125,6 +170,8 @@ struct Decoder<'a, 'b> {
     expected: &'a Expected,
     /// How many bytes were taken from the chunks.
     taken: u64,
+    /// Where each decrypted file began among them.
+    starts: Vec<u64>,
     jobs: &'b mpsc::Sender<Job>,
     /// Plain bytes that the frames so far say they hold.
     plain: u64,
@@ -136,7 +183,7 @@ impl Decoder<'_, '_> {
         match encodings {
             [] => {
                 while let Some(chunk) = self.chunk().await? {
-                    self.ready(At { stored: 0, plain: 0 }, chunk).await?;
+                    self.ready(self.at(0), chunk).await?;
                 }
                 Ok(())
             }
@@ -150,11 +197,23 @@ impl Decoder<'_, '_> {
         }
     }
 
+    /// Where the byte with this offset lies.
+    fn at(&self, offset: u64) -> At {
+        let (file, stored) = match &self.chunks {
+            Chunks::Raw(_) => self.expected.position(offset),
+            Chunks::Opened { .. } => {
+                let file = self.starts.partition_point(|&start| start <= offset).saturating_sub(1);
+                (file, offset - self.starts.get(file).copied().unwrap_or(0))
+            }
+        };
+        At { file, stored, plain: self.plain }
+    }
+
     async fn gzip(&mut self) -> Result<(), AdapterError> {
         let expected = self.expected;
         let mut gunzip = Gunzip::default();
         loop {
-            let at = At { stored: self.taken, plain: self.plain };
+            let at = self.at(self.taken);
             let Some(chunk) = self.chunk().await? else {
                 let last = gunzip.finish().map_err(|what| at.corrupt(expected, &what))?;
                 return self.ready(at, last).await;
@@ -174,7 +233,7 @@ impl Decoder<'_, '_> {
         let mut splitter = Splitter::default();
         loop {
             let next = splitter.next();
-            let at = At { stored: splitter.start(), plain: self.plain };
+            let at = self.at(splitter.start());
             match next {
                 Next::Frame { stored, plain_bytes } => {
                     self.count(at, plain_bytes as u64)?;
@@ -242,15 +301,20 @@ impl Decoder<'_, '_> {
     async fn chunk(&mut self) -> Result<Option<Bytes>, AdapterError> {
         let chunk = match &mut self.chunks {
             Chunks::Raw(raw) => raw.chunk().await?,
-            Chunks::Opened(output, task) => match output.recv().await {
-                Some(chunk) => Some(chunk),
-                None => {
-                    if let Some(task) = task.take() {
-                        let ended = task.await.map_err(|e| panicked("the decryption", e))?;
-                        ended.map_err(|e| sealed_wrong(self.expected.name(), e))?;
-                    }
-                    None
+            Chunks::Opened { next, now } => loop {
+                if let Some((output, _)) = now
+                    && let Some(chunk) = output.recv().await
+                {
+                    break Some(chunk);
                 }
+                if let Some((_, task)) = now.take() {
+                    let ended = task.await.map_err(|e| panicked("the decryption", e))?;
+                    let name = self.expected.name_of(self.starts.len() - 1);
+                    ended.map_err(|e| sealed_wrong(name, e))?;
+                }
+                let Some(opening) = next.recv().await else { break None };
+                self.starts.push(self.taken);
+                *now = Some(opening);
             },
         };
         self.taken += chunk.as_ref().map_or(0, |c| c.len() as u64);
@@ -306,7 +370,9 @@ fn sealed_wrong(file: &str, e: OpenError) -> AdapterError {
 
 pub(super) fn unreadable(file: &str, e: StoreError) -> AdapterError {
     let kind = match &e {
-        StoreError::NotFound { .. } => AdapterErrorKind::NotFound,
+        StoreError::NotFound { .. } => {
+            return AdapterError::corrupt(format!("`{file}` is damaged: the file is missing"));
+        }
         StoreError::PermissionDenied { .. } => AdapterErrorKind::PermissionDenied,
         StoreError::Other { retryable: true, .. } => AdapterErrorKind::Unavailable,
         _ => AdapterErrorKind::Other,

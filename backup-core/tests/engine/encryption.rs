@@ -13,7 +13,7 @@ use super::*;
 
 /// Files that hold keys; without one, it is not there.
 #[derive(Debug, Clone, Default)]
-struct Files(Arc<Mutex<BTreeMap<PathBuf, String>>>);
+pub(crate) struct Files(Arc<Mutex<BTreeMap<PathBuf, String>>>);
 
 impl SecretResolver for Files {
     fn resolve(&self, reference: &SecretRef) -> Result<Secret, ConfigError> {
@@ -24,7 +24,7 @@ impl SecretResolver for Files {
 }
 
 impl Files {
-    fn put(&self, path: &str, text: &str) {
+    pub(crate) fn put(&self, path: &str, text: &str) {
         self.0.lock().unwrap().insert(path.into(), text.to_owned());
     }
 
@@ -34,13 +34,14 @@ impl Files {
 }
 
 impl World {
-    fn with_secrets(self, files: &Files) -> Self {
+    pub(crate) fn with_secrets(self, files: &Files) -> Self {
         let catalog = self.engine.catalog().clone();
         let engine = Engine::builder(self.engine.plan().clone(), catalog, self.engine.state().clone())
             .clock(Arc::new(self.clock.clone()))
             .events(Arc::new(self.events.clone()))
             .lock_patience(Duration::ZERO)
             .secrets(Arc::new(files.clone()))
+            .encryption_backlog(1)
             .build();
         Self { engine, ..self }
     }
@@ -58,12 +59,12 @@ impl World {
     }
 }
 
-fn keys() -> (String, String) {
+pub(crate) fn keys() -> (String, String) {
     let (secret, public) = generate(chrono::DateTime::UNIX_EPOCH).unwrap();
     (secret.expose().to_owned(), public)
 }
 
-fn config(public: &str) -> String {
+pub(crate) fn config(public: &str) -> String {
     format!(
         "encryption = {{ recipients = '{public}', identity = {{ file = '/key' }} }}
          intervals.hourly = {{ services = ['a'], keep = 5 }}
@@ -72,7 +73,7 @@ fn config(public: &str) -> String {
     )
 }
 
-async fn world(fake: &FakeAdapter) -> (World, Files, String) {
+pub(crate) async fn world(fake: &FakeAdapter) -> (World, Files, String) {
     let (secret, public) = keys();
     let files = Files::default();
     let w = World::with_config(&config(&public), &[("a", fake.clone())]).await.with_secrets(&files);
@@ -237,6 +238,7 @@ async fn keys_are_changed_without_losing_the_older_backups() {
         Engine::builder(rotated.engine.plan().clone(), w.engine.catalog().clone(), w.engine.state().clone())
             .clock(Arc::new(w.clock.clone()))
             .secrets(Arc::new(files.clone()))
+            .encryption_backlog(1)
             .build();
     let w = World { engine, ..w };
     let second = w.back_up().await;

@@ -2,7 +2,7 @@ use std::future::pending;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use backup_core::pipeline::{PipelineSettings, PumpError, drain, pump, unpump};
+use backup_core::pipeline::{OneFile, PipelineSettings, PumpError, drain, pump, unpump};
 use backup_core::{AdapterError, AdapterErrorKind, ByteStream, ContentCheck, Evidence, StoreError, chain};
 use bytes::Bytes;
 use futures::{StreamExt, stream};
@@ -62,7 +62,9 @@ async fn a_store_error_ends_an_endless_source() {
         let writer = TestWriter { fail_at: Some(fail_at), ..TestWriter::default() };
         let written = Arc::clone(&writer.written);
         let (body, dropped) = watched(endless());
-        let error = pump(body, None, Box::new(writer), &PipelineSettings::new(2)).await.unwrap_err();
+        let error = pump(body, None, &mut OneFile::new(Box::new(writer)), &PipelineSettings::new(2))
+            .await
+            .unwrap_err();
         assert!(matches!(error, PumpError::Store(StoreError::NoSpace { .. })), "{error:?}");
         assert_given_up(&written, &dropped);
     }
@@ -72,7 +74,9 @@ async fn a_store_error_ends_an_endless_source() {
 async fn a_store_that_kept_less_than_it_took_is_caught() {
     let writer = TestWriter { lies_about_length: true, ..TestWriter::default() };
     let error =
-        pump(chunks(b"abc", &[3]), None, Box::new(writer), &PipelineSettings::new(1)).await.unwrap_err();
+        pump(chunks(b"abc", &[3]), None, &mut OneFile::new(Box::new(writer)), &PipelineSettings::new(1))
+            .await
+            .unwrap_err();
     assert!(matches!(error, PumpError::Store(_)), "{error:?}");
 }
 
@@ -106,7 +110,7 @@ async fn cancelling_ends_a_store_that_never_accepts() {
         .with_cancel(cancel)
         // The first frame is stored; the second will be stuck.
         .with_progress(move |_| on_progress.cancel());
-    let error = pump(body, None, Box::new(writer), &settings).await.unwrap_err();
+    let error = pump(body, None, &mut OneFile::new(Box::new(writer)), &settings).await.unwrap_err();
     assert!(matches!(error, PumpError::Cancelled), "{error:?}");
     assert_given_up(&written, &dropped);
 }
@@ -169,7 +173,8 @@ async fn a_content_check_sees_all_and_decides() {
         let writer = TestWriter::default();
         let written = Arc::clone(&writer.written);
         let (body, dropped) = watched(chunks(&sample(bytes), &[100_000]));
-        let result = pump(body, Some(check), Box::new(writer), &PipelineSettings::new(2)).await;
+        let result =
+            pump(body, Some(check), &mut OneFile::new(Box::new(writer)), &PipelineSettings::new(2)).await;
         (result, written, dropped, finished)
     };
     let (result, written, ..) = run(3 * MIB, u64::MAX, u64::MAX).await;
@@ -197,8 +202,13 @@ async fn a_content_check_sees_all_and_decides() {
 async fn a_content_check_is_not_finished_after_an_error() {
     let (check, finished) = Check::boxed(u64::MAX, u64::MAX);
     let body = chunks(&sample(MIB), &[MIB]).chain(stream::iter([Err(AdapterError::corrupt("torn"))]));
-    let error =
-        pump(body.boxed(), Some(check), Box::new(TestWriter::default()), &PipelineSettings::new(1)).await;
+    let error = pump(
+        body.boxed(),
+        Some(check),
+        &mut OneFile::new(Box::new(TestWriter::default())),
+        &PipelineSettings::new(1),
+    )
+    .await;
     assert!(matches!(error, Err(PumpError::Source(_))));
     // The observer lets go of the check when it has ended.
     while Arc::strong_count(&finished) > 1 {

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use backup_core::pipeline::{PipelineSettings, pump, unpump};
+use backup_core::pipeline::{OneFile, PipelineSettings, pump, unpump};
 use backup_core::{ByteStream, ObjectInfo, StoreError, StoreWriter};
 use bytes::Bytes;
 use futures::{StreamExt, stream};
@@ -96,7 +96,8 @@ async fn a_slow_store_holds_the_source_back() {
         let gate = Arc::new(Semaphore::new(0));
         let writer = GatedWriter { gate: Arc::clone(&gate), bytes: 0 };
         let settings = PipelineSettings::new(threads);
-        let (result, ()) = tokio::join!(pump(body, None, Box::new(writer), &settings), async {
+        let mut file = OneFile::new(Box::new(writer));
+        let (result, ()) = tokio::join!(pump(body, None, &mut file, &settings), async {
             settled(&live).await;
             // Running, waiting in the queue, one in either side's hands.
             let read = live.made.load(Ordering::SeqCst);

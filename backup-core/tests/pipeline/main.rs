@@ -8,4 +8,5 @@ mod gzip;
 mod limits;
 mod round_trip;
 mod sealed;
+mod several;
 mod support;

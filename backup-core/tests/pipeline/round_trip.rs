@@ -28,8 +28,8 @@ proptest! {
             let want = expected(&data, &stored);
             assert_eq!(encoded.plain_bytes, want.plain_bytes);
             assert_eq!(encoded.plain_blake3, want.plain_blake3);
-            assert_eq!(encoded.stored_bytes, want.files[0].stored_bytes);
-            assert_eq!(encoded.stored_sha256, want.files[0].stored_sha256);
+            assert_eq!(encoded.files[0].bytes, want.files[0].stored_bytes);
+            assert_eq!(encoded.files[0].sha256, want.files[0].stored_sha256);
             assert_eq!(encoded.encodings, want.encodings);
 
             let (plain, error) = decode(&stored, &stored_sizes, want, threads).await;

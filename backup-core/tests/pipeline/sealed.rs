@@ -2,13 +2,13 @@ use std::io::Write;
 use std::process::{Command, Stdio};
 
 use backup_core::encryption::{Identities, Recipients, generate};
-use backup_core::pipeline::{Expected, PipelineSettings, PumpError, unpump};
+use backup_core::pipeline::{Expected, OneFile, PipelineSettings, PumpError, pump, unpump};
 use backup_core::{AdapterError, AdapterErrorKind, Secret};
 use futures::{StreamExt, stream};
 
 use crate::support::{MIB, chunks, expected, sample, try_encode};
 
-fn key() -> (Secret, Identities, Recipients) {
+pub(crate) fn key() -> (Secret, Identities, Recipients) {
     let (secret, public) = generate(chrono::DateTime::UNIX_EPOCH).unwrap();
     let mut identities = Identities::default();
     identities.add(&secret, "the test").unwrap();
@@ -21,13 +21,13 @@ async fn sealed(data: &[u8], recipients: &Recipients) -> (Vec<u8>, Expected) {
     let (encoded, stored) = (encoded.unwrap(), written.bytes());
     assert_eq!(encoded.encodings, ["zstd", "age"]);
     let expected = Expected { encodings: encoded.encodings, ..expected(data, &stored) };
-    assert_eq!(encoded.stored_bytes, stored.len() as u64);
-    assert_eq!(encoded.stored_sha256, expected.files[0].stored_sha256);
+    let [file] = encoded.files.as_slice() else { panic!("{:?}", encoded.files) };
+    assert_eq!((file.bytes, &file.sha256), (stored.len() as u64, &expected.files[0].stored_sha256));
     assert_eq!((encoded.plain_bytes, &encoded.plain_blake3), (data.len() as u64, &expected.plain_blake3));
     (stored, expected)
 }
 
-async fn opened(
+pub(crate) async fn opened(
     stored: &[u8],
     sizes: &[usize],
     expected: Expected,
@@ -138,7 +138,7 @@ async fn a_failing_source_or_store_ends_it_and_nothing_is_finished() {
     let writer = crate::support::TestWriter { fail_at: Some(1), ..Default::default() };
     let written = std::sync::Arc::clone(&writer.written);
     let body = chunks(&sample(8 * MIB), &[MIB]);
-    let result = backup_core::pipeline::pump(body, None, Box::new(writer), &settings).await;
+    let result = pump(body, None, &mut OneFile::new(Box::new(writer)), &settings).await;
     assert!(matches!(result, Err(PumpError::Store(_))), "{result:?}");
     assert!(written.aborted() && !written.finished());
 }

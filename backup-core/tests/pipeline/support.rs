@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
-use backup_core::pipeline::{Encoded, Expected, PipelineSettings, PumpError, pump, unpump};
+use backup_core::pipeline::{Encoded, Expected, OneFile, PipelineSettings, PumpError, pump, unpump};
 use backup_core::{AdapterError, ByteStream, ObjectInfo, StoreError, StoreKey, StoreWriter, StoredFile};
 use bytes::Bytes;
 use futures::{StreamExt, stream};
@@ -114,7 +114,7 @@ pub(crate) async fn try_encode(
 ) -> (Result<Encoded, PumpError>, Arc<Written>) {
     let writer = TestWriter::default();
     let written = Arc::clone(&writer.written);
-    (pump(body, None, Box::new(writer), settings).await, written)
+    (pump(body, None, &mut OneFile::new(Box::new(writer)), settings).await, written)
 }
 
 pub(crate) fn stored_file(stored: &[u8]) -> StoredFile {
