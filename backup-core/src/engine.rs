@@ -31,6 +31,7 @@ use crate::secret::{NoSecrets, SecretHistory, SecretResolver};
 use crate::stack::Stack;
 use crate::state::{LockHolder, RunGuard, ServiceLock, StateDir};
 
+mod artifact;
 mod back_up;
 mod capture;
 mod cleanup;

@@ -26,6 +26,8 @@ struct Shelf {
     fails: Option<usize>,
     /// Each write takes so long.
     slow: Option<Duration>,
+    /// Whether one was begun while the one before it was still being written.
+    at_once: bool,
 }
 
 #[derive(Debug)]
@@ -52,6 +54,7 @@ impl OpenFile for Shelf {
             return Ok(None);
         }
         assert_eq!(number, self.files.len());
+        self.at_once |= self.files.last().is_some_and(|before| !before.finished());
         let fail_at = (self.fails == Some(number)).then_some(1);
         let writer = TestWriter { fail_at, ..TestWriter::default() };
         self.files.push(Arc::clone(&writer.written));
@@ -95,7 +98,7 @@ async fn divided(data: &[u8], recipients: &Recipients) -> (Vec<Vec<u8>>, Expecte
     let mut shelf = Shelf::default();
     let encoded = write(chunks(data, &[700_000]), &mut shelf, &settings(recipients)).await.unwrap();
     let stored = shelf.stored();
-    assert!(stored.len() > 1, "it is one file");
+    assert!(stored.len() > 1 && shelf.at_once, "{} files", stored.len());
     let files: Vec<StoredFile> = stored.iter().enumerate().map(|(i, f)| named(i, f)).collect();
     for (file, recorded) in encoded.files.iter().zip(&files) {
         assert_eq!((file.bytes, &file.sha256), (recorded.stored_bytes, &recorded.stored_sha256));
@@ -152,7 +155,8 @@ async fn a_file_that_is_missing_cut_moved_or_altered_is_named() {
     let (_, identities, recipients) = key();
     let data = sample(40 * MIB);
     let (stored, expected) = divided(&data, &recipients).await;
-    let damages: [(&str, fn(&mut Vec<Vec<u8>>)); 5] = [
+    type Damage = fn(&mut Vec<Vec<u8>>);
+    let damages: [(&str, Damage); 5] = [
         ("file-1", |files| files[1][70_000] ^= 1),
         ("file-1", |files| files[1].truncate(70_000)),
         ("file-1", |files| drop(files.remove(1))),

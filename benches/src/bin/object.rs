@@ -40,6 +40,9 @@ struct Args {
     /// MinIO's client, to compare with.
     #[arg(long)]
     mc: Option<PathBuf>,
+    /// Amazon's own `aws`, to compare with.
+    #[arg(long)]
+    aws: Option<PathBuf>,
     /// Where to work.
     #[arg(long, default_value = "/dev/shm/backup-bench-object")]
     work: PathBuf,
@@ -95,6 +98,10 @@ fn measure(args: &Args) -> io::Result<()> {
         let to = format!("bench/{}/theirs/mc", args.bucket);
         let cp = words_of(&["--config-dir", "/dev/shm/backup-bench-mc", "cp", "--quiet", &file, &to]);
         peers.push(("mc cp", mc, cp));
+    }
+    if let Some(aws) = &args.aws {
+        let cp = ["--endpoint-url", &endpoint, "s3", "cp", "--only-show-errors", &file, &theirs("aws")];
+        peers.push(("aws s3 cp", aws, words_of(&cp)));
     }
     let ours: [Way<'_>; 2] = [
         ("back up", &args.backup, words_of(&["run", "once", "--config", "direct.toml", "-q"])),
