@@ -260,7 +260,7 @@ impl ServiceConfig {
 pub struct Limits {
     /// How many threads compress and decode, over all services; at least 1. `None`: as many as there are processors.
     pub threads: Option<usize>,
-    /// How many services are worked on at once; at least 1. `None`: the engine chooses.
+    /// How many services are worked on at once, of copies to each store; at least 1. `None`: the engine chooses.
     pub parallel: Option<usize>,
     /// How many bytes a second copies to other stores may move, all together; at least 1. `None`: as many as can be.
     pub bandwidth: Option<u64>,

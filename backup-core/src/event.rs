@@ -67,6 +67,9 @@ pub enum Event {
         service: ServiceName,
         /// The artifact.
         artifact: ArtifactName,
+        /// Of copies, to which store: there are several at the same time.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        store: Option<StoreName>,
         /// Plain bytes so far.
         bytes: u64,
         /// Plain bytes in all, if known; an estimate.

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anstyle::Style;
-use backup_core::{ArtifactName, Event, EventSink, Outcome, ServiceName};
+use backup_core::{ArtifactName, Event, EventSink, Outcome, ServiceName, StoreName};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::format;
@@ -43,7 +43,8 @@ pub(crate) struct HumanEvents {
 #[derive(Debug, Default)]
 struct State {
     width: usize,
-    bars: HashMap<ServiceName, Bar>,
+    /// Of a service, or of its copy to one store: those are several at the same time.
+    bars: HashMap<(ServiceName, Option<StoreName>), Bar>,
 }
 
 #[derive(Debug)]
@@ -52,17 +53,31 @@ struct Bar {
     artifact: Option<ArtifactName>,
 }
 
+impl State {
+    fn clear(&mut self, service: &ServiceName, store: Option<&StoreName>) {
+        if let Some(removed) = self.bars.remove(&(service.clone(), store.cloned())) {
+            removed.bar.finish_and_clear();
+        }
+    }
+}
+
 impl HumanEvents {
     pub(crate) fn new(ui: Arc<Ui>) -> Self {
         Self { ui, state: Mutex::default() }
     }
 
     /// Does something with the bar of a service, if bars are drawn at all.
-    fn bar(&self, service: &ServiceName, change: impl FnOnce(&mut Bar)) {
+    fn bar(&self, service: &ServiceName, store: Option<&StoreName>, change: impl FnOnce(&mut Bar)) {
         let Some(bars) = self.ui.bars() else { return };
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        match store {
+            // The bars of its copies say what it does.
+            None if state.bars.keys().any(|(other, to)| other == service && to.is_some()) => return,
+            None => {}
+            Some(_) => state.clear(service, None),
+        }
         let width = state.width;
-        let bar = state.bars.entry(service.clone()).or_insert_with(|| {
+        let bar = state.bars.entry((service.clone(), store.cloned())).or_insert_with(|| {
             let bar = bars.add(ProgressBar::no_length().with_style(style(WITHOUT_BYTES)));
             bar.set_prefix(format!("{service:width$}"));
             bar.enable_steady_tick(Duration::from_millis(100));
@@ -79,10 +94,11 @@ impl HumanEvents {
         });
     }
 
-    fn finished(&self, service: &ServiceName, line: &str) {
-        let removed = self.state.lock().unwrap_or_else(PoisonError::into_inner).bars.remove(service);
-        if let Some(removed) = removed {
-            removed.bar.finish_and_clear();
+    fn finished(&self, service: &ServiceName, store: Option<&StoreName>, line: &str) {
+        {
+            let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            state.clear(service, store);
+            state.clear(service, None);
         }
         if !self.ui.is_quiet() {
             self.ui.product(line);
@@ -107,26 +123,31 @@ impl EventSink for HumanEvents {
             }
             Event::ServiceStarted { service, id } => {
                 let id = id.map(|id| id.to_string()).unwrap_or_default();
-                self.bar(&service, |b| b.bar.set_message(id));
+                self.bar(&service, None, |b| b.bar.set_message(id));
             }
             Event::Waiting { service, holder } => {
                 self.ui.note(&format!("{service}: waiting: {holder}"));
-                self.bar(&service, |b| b.bar.set_message("waiting"));
+                self.bar(&service, None, |b| b.bar.set_message("waiting"));
             }
-            Event::Phase { service, phase } => self.bar(&service, |b| b.bar.set_message(phase)),
-            Event::Progress { service, artifact, bytes, total } => self.bar(&service, |b| {
-                if b.artifact.as_ref() != Some(&artifact) {
-                    b.bar.reset();
-                    b.bar.set_style(style(if total.is_some() { WITH_TOTAL } else { WITHOUT_TOTAL }));
-                    b.bar.set_message(artifact.to_string());
-                    b.artifact = Some(artifact);
-                }
-                if let Some(total) = total {
-                    // An estimate: what grew meanwhile must not show 104 %.
-                    b.bar.set_length(total.max(bytes));
-                }
-                b.bar.set_position(bytes);
-            }),
+            Event::Phase { service, phase } => self.bar(&service, None, |b| b.bar.set_message(phase)),
+            Event::Progress { service, artifact, store, bytes, total } => {
+                self.bar(&service, store.as_ref(), |b| {
+                    if b.artifact.as_ref() != Some(&artifact) {
+                        b.bar.reset();
+                        b.bar.set_style(style(if total.is_some() { WITH_TOTAL } else { WITHOUT_TOTAL }));
+                        b.bar.set_message(match &store {
+                            Some(store) => format!("{artifact} to {store}"),
+                            None => artifact.to_string(),
+                        });
+                        b.artifact = Some(artifact);
+                    }
+                    if let Some(total) = total {
+                        // An estimate: what grew meanwhile must not show 104 %.
+                        b.bar.set_length(total.max(bytes));
+                    }
+                    b.bar.set_position(bytes);
+                });
+            }
             Event::StepFinished { step, outcome: result, ms, said, error } => {
                 let (word, colour) = outcome(result);
                 let mut line =
@@ -163,7 +184,7 @@ impl EventSink for HumanEvents {
                     }
                 }
                 line.push_str(&format!("  {}", format::millis(ms)));
-                self.finished(&service, &line);
+                self.finished(&service, None, &line);
                 // Who cancelled knows why.
                 if let Some(error) = error.filter(|_| result != Outcome::Cancelled) {
                     if result == Outcome::Suspect {
@@ -196,7 +217,7 @@ impl EventSink for HumanEvents {
                     line.push_str(&format!("  {there} there already"));
                 }
                 line.push_str(&format!("  {}", format::millis(ms)));
-                self.finished(&service, &line);
+                self.finished(&service, Some(&store), &line);
                 if let Some(error) = error.filter(|_| result != Outcome::Cancelled) {
                     self.failed(about(Some(&service), &format!("copy to {store}: {error}")), hint);
                 }

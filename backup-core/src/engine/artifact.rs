@@ -101,6 +101,7 @@ impl Inner {
                 events.emit(Event::Progress {
                     service: service.clone(),
                     artifact: artifact.clone(),
+                    store: None,
                     bytes,
                     total,
                 });

@@ -10,22 +10,25 @@
 //!     → what is kept there
 //! ```
 //!
+//! Stores are copied to at the same time: none waits for another one.
+//!
 //! Nothing but good backups travels, so neither a deletion nor damage does. A copy that was found damaged there is made whole.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::join_all;
 use tokio_util::sync::CancellationToken;
 
 use self::service::Destination;
 use super::{Engine, Inner, Run, RunReport, StepReport};
 use crate::catalog::Catalog;
 use crate::error::{BackupError, chain};
-use crate::event::Outcome;
 use crate::id::{Interval, ServiceName, StoreName};
 use crate::plan::{BackupPlan, PlannedService, PlannedStore};
 
+mod all;
 mod choose;
 mod half;
 mod heal;
@@ -151,48 +154,12 @@ impl Inner {
 
     /// Writes a report to the stores that it is about, too: each tells by itself what happened to it.
     pub(super) async fn tell_destinations(&self, report: &RunReport, destinations: &[Catalog]) {
-        for catalog in destinations {
+        let each = destinations.iter().map(|catalog| async move {
             if let Err(e) = catalog.write_report(&report.run_id, report).await {
                 self.warn(None, chain(&e));
             }
-        }
-    }
-
-    async fn copy_all(
-        self: &Arc<Self>,
-        run: &Arc<Run>,
-        services: &[ServiceName],
-        targets: Vec<Target>,
-    ) -> Copied {
-        let mut copied = Copied::default();
-        for target in targets {
-            let to = target.to.clone();
-            let destination = match self.destination(target).await {
-                Ok(destination) => Arc::new(destination),
-                Err(error) => {
-                    let failed = services.iter().map(|name| self.not_copied(name, &to, &error));
-                    copied.steps.extend(failed);
-                    continue;
-                }
-            };
-            let steps = self.for_each(services, self.parallel(), "copy", |name| {
-                let (inner, run, destination) = (Arc::clone(self), Arc::clone(run), Arc::clone(&destination));
-                async move { inner.copy_service(&run, &name, &destination).await }
-            });
-            copied.steps.extend(steps.await);
-            copied.destinations.push(destination.catalog().clone());
-        }
-        copied
-    }
-
-    fn not_copied(&self, name: &ServiceName, to: &StoreName, error: &BackupError) -> StepReport {
-        let mut step = StepReport::new(name, "copy");
-        step.copies = Some(service::nothing_yet(to));
-        step.outcome = Outcome::Failed;
-        step.error = Some(chain(error));
-        step.hint = crate::error::advice(error).map(str::to_owned);
-        self.announce_copy(&step);
-        step
+        });
+        join_all(each).await;
     }
 
     /// The store that is copied from, as an engine of its own.

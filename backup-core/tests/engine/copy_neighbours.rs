@@ -1,9 +1,16 @@
 //! Copies beside others: who wrote there, who reads here, who died midway.
 
-use backup_core::{Process, Reservation, RunId};
+use std::time::Instant;
+
+use backup_core::engine::CopyRequest;
+use backup_core::{Process, Reservation, RunId, StoreName};
 
 use super::copies::{THREE, Tiers, contents, copied, to, until_it_writes, without_own};
 use super::*;
+
+fn name(name: &str) -> StoreName {
+    StoreName::new(name).unwrap()
+}
 
 #[tokio::test]
 async fn another_backup_of_the_same_name_is_left_alone_and_told() {
@@ -152,4 +159,80 @@ async fn the_dead_and_the_late_keep_nothing_from_being_pruned() {
     for key in [living, dead] {
         assert!(t.w.store.inner().head(&key).await.unwrap_err().is_not_found(), "{key} is removed");
     }
+}
+
+/// Whoever hangs is waited for; the others have long been served then.
+#[tokio::test]
+async fn a_store_that_hangs_holds_no_other_up() {
+    let t = Tiers::new(&THREE.replace("copies = ['second', 'third']", ""), adapter()).await;
+    t.w.back_up().await;
+    // The first by the alphabet, at which the other would have to wait.
+    t.others["second"].set_delay(Call::Writer, Duration::from_secs(24 * 3600));
+    let request = CopyRequest { to: vec![name("second"), name("third")], ..CopyRequest::default() };
+    let mut copy = Box::pin(t.w.engine.copy(&request));
+    let served = async {
+        while t.states_in("third").await != ["good"] || t.others["second"].calls_of(Call::Writer) == 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::select! {
+        _ = &mut copy => panic!("a day has passed"),
+        served = tokio::time::timeout(Duration::from_secs(60), served) => served.unwrap(),
+    }
+    assert_eq!(t.states_in("second").await, ["incomplete"]);
+}
+
+/// The steps are in the order of the stores, whichever ends first.
+#[tokio::test]
+async fn the_report_of_stores_at_once_is_in_their_order() {
+    let t = Tiers::new(THREE, adapter()).await;
+    for slow in ["second", "third"] {
+        t.others[slow].set_delay(Call::Finish, Duration::from_millis(200));
+        t.w.clock.advance_secs(60);
+        let report = t.w.back_up().await;
+        assert_eq!(outcome(&report), (Outcome::Ok, String::new()));
+        let stores: Vec<_> =
+            report.steps.iter().filter_map(|s| s.copies.as_ref()).map(|c| c.to.as_str()).collect();
+        assert_eq!(stores, ["second", "third"], "{slow} was slow");
+        t.others[slow].set_delay(Call::Finish, Duration::ZERO);
+    }
+}
+
+/// Two names for one place: there is one lease there, and nothing is written twice.
+#[tokio::test]
+async fn two_names_of_one_store_are_served_one_after_the_other() {
+    let mut t = Tiers::new(&THREE.replace(", keep = 1", ""), adapter()).await;
+    let second = t.others["second"].clone();
+    t.others.insert("third".to_owned(), second.clone());
+    let engine = t.another_host(t.w.engine.state().clone(), "h1");
+    engine.back_up(&BackupRequest::new(Interval::new("hourly").unwrap())).await.unwrap();
+    let report = engine.copy(&CopyRequest::default()).await.unwrap();
+    assert_eq!((outcome(&report), copied(&report)), ((Outcome::Unchanged, String::new()), 0));
+
+    second.inner().delete_prefix(&StoreKey::new("a").unwrap()).await.unwrap();
+    let report = engine.copy(&CopyRequest::default()).await.unwrap();
+    assert_eq!((outcome(&report), copied(&report)), ((Outcome::Ok, String::new()), 1));
+    assert_eq!(without_own(contents(&second).await), without_own(contents(&t.w.store).await));
+}
+
+/// However many stores are written to at once: the limit is that of all of them together.
+#[tokio::test]
+async fn the_bandwidth_is_shared_by_all_stores() {
+    let config = THREE.replace("copies = ['second', 'third']", "limits.bandwidth = '1KiB/s'");
+    let noise = |seed: u64| -> Vec<u8> {
+        (0..50).flat_map(|n| (seed + n).wrapping_mul(0x9E37_79B9_7F4A_7C15).to_le_bytes()).collect()
+    };
+    let fake = FakeAdapter::new().artifact("one", [noise(1)]).artifact("two", [noise(100)]);
+    let t = Tiers::new(&config, fake).await;
+    t.w.back_up().await;
+    let metadata = t.w.engine.catalog().metadata(&t.w.entries().await[0].id).await.unwrap();
+    let files: Vec<u64> = metadata.stored_files().map(|f| f.stored_bytes).collect();
+    let began = Instant::now();
+    let request = CopyRequest { to: vec![name("second"), name("third")], ..CopyRequest::default() };
+    let report = t.w.engine.copy(&request).await.unwrap();
+    assert_eq!((outcome(&report).0, copied(&report)), (Outcome::Ok, 2));
+    // Each file twice, but for the last, which is not waited for.
+    let paid = 2 * files.iter().sum::<u64>() - files.iter().max().unwrap();
+    let least = Duration::from_millis(paid * 1000 / 1024);
+    assert!(files.len() == 2 && began.elapsed() >= least, "{:?} for {files:?}", began.elapsed());
 }

@@ -98,7 +98,7 @@ impl Inner {
         lease.still_mine().await?;
         let there = to.catalog().files_of(id).await?;
         let mut sent = Sent::default();
-        let mut progress = Progress::of(id, papers);
+        let mut progress = Progress::of(id, papers, to);
         for stored in papers.metadata.stored_files() {
             let (bytes, before) = (there.get(&stored.path).copied(), progress.bytes);
             if bytes == Some(stored.stored_bytes)

@@ -14,7 +14,7 @@ use super::service::{Destination, LEASE, allowance};
 use crate::catalog::{Adopted, Draft, Entry, Lease, RESTORE_MD, SHA256SUMS};
 use crate::error::{BackupError, StoreError, chain};
 use crate::event::Event;
-use crate::id::{ArtifactName, BackupId};
+use crate::id::{ArtifactName, BackupId, StoreName};
 use crate::metadata::{Metadata, Process, Reservation, StoredFile};
 use crate::pipeline::StoredCheck;
 use crate::source::{ByteStream, Settlement};
@@ -71,15 +71,17 @@ pub(super) struct Papers {
 /// How far the bytes of one backup have come.
 pub(super) struct Progress {
     artifact: ArtifactName,
+    to: StoreName,
     pub(super) bytes: u64,
     total: u64,
     told: Option<Instant>,
 }
 
 impl Progress {
-    pub(super) fn of(id: &BackupId, papers: &Papers) -> Self {
+    pub(super) fn of(id: &BackupId, papers: &Papers, to: &Destination) -> Self {
         let total = papers.metadata.stored_files().fold(0, |sum, f| f.stored_bytes.saturating_add(sum));
-        Self { artifact: ArtifactName::sanitized(&id.timestamp.to_string()), bytes: 0, total, told: None }
+        let artifact = ArtifactName::sanitized(&id.timestamp.to_string());
+        Self { artifact, to: to.name().clone(), bytes: 0, total, told: None }
     }
 }
 
@@ -176,7 +178,7 @@ impl Inner {
         if let Some(half) = half {
             half.check_papers(to, lease, draft.id(), papers).await?;
         }
-        let mut progress = Progress::of(draft.id(), papers);
+        let mut progress = Progress::of(draft.id(), papers, to);
         for stored in papers.metadata.stored_files() {
             if let Some(half) = half
                 && self.takes_over(run, to, lease, half, draft.id(), stored, &mut progress).await?
@@ -288,6 +290,7 @@ impl Inner {
         self.events.emit(Event::Progress {
             service: id.service.clone(),
             artifact: progress.artifact.clone(),
+            store: Some(progress.to.clone()),
             bytes: progress.bytes,
             total: Some(progress.total),
         });
