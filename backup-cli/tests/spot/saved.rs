@@ -119,7 +119,6 @@ fn what_was_acknowledged_before_the_notice_comes_back_from_the_cloud() {
     let mut watch = watch.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     until("a look", || server.asked("GET /latest/meta-data/spot/instance-action 404") > 0);
     until("writes", || writer.acknowledged() > 1000);
-    let before = writer.acknowledged();
     // A timer fires at the worst moment.
     let mut timer = world.command(&["run", "hourly"]);
     let timer = timer.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
@@ -130,6 +129,7 @@ fn what_was_acknowledged_before_the_notice_comes_back_from_the_cloud() {
     // Twenty seconds, for the sake of those who wait for this test.
     let began = Instant::now();
     let notice = r#"{"action": "terminate", "time": "2026-03-09T04:38:40Z"}"#;
+    let before = writer.acknowledged();
     server.says(|s| s.notice = Some(notice.to_owned()));
     std::thread::sleep(Duration::from_secs(20).saturating_sub(began.elapsed()));
     assert_ne!(end(timer).code, 0, "it made room");
