@@ -277,6 +277,8 @@ struct Run {
     last_chance: bool,
     /// An exercise of that.
     rehearsal: bool,
+    /// What is copied is all that counts: neither pace nor retention at the destinations.
+    urgent: bool,
 }
 
 impl Inner {
@@ -353,6 +355,11 @@ impl Inner {
     fn threads(&self) -> usize {
         let cores = || std::thread::available_parallelism().map_or(1, usize::from);
         self.plan.limits.threads.unwrap_or_else(cores).max(1)
+    }
+
+    /// How many bytes a second the copies of a run may move.
+    fn bandwidth(&self, run: &Run) -> Option<u64> {
+        self.plan.limits.bandwidth.filter(|_| !run.urgent)
     }
 
     fn now(&self) -> Timestamp {

@@ -36,6 +36,8 @@ mod drills;
 mod encryption;
 #[path = "engine/faults.rs"]
 mod faults;
+#[path = "engine/flush.rs"]
+mod flush;
 #[path = "engine/interruptions.rs"]
 mod interruptions;
 #[path = "engine/legacy.rs"]

@@ -72,6 +72,7 @@ impl Args {
             to: self.to.clone(),
             services: self.services.clone(),
             interval: self.interval.clone(),
+            urgent: false,
             cancel: cx.interrupt.graceful(),
         };
         if self.dry_run {

@@ -53,6 +53,9 @@ pub struct CopyRequest {
     pub services: Vec<ServiceName>,
     /// Only this interval.
     pub interval: Option<Interval>,
+    /// The host goes away: the limit of bandwidth does not hold, and nothing is deleted at the destinations. The next copy
+    /// that is none of these applies what is kept there.
+    pub urgent: bool,
     /// Ends it early. Of a backup that is not complete, the files that are whole there stay for the next copy.
     pub cancel: CancellationToken,
 }
@@ -116,7 +119,9 @@ impl Engine {
         // Dropping this future cancels the work below; the tasks then end it in order.
         let cancel = request.cancel.child_token();
         let _on_drop = cancel.clone().drop_guard();
-        let run = Arc::new(source.begin("copy", &services, cancel)?);
+        let mut run = source.begin("copy", &services, cancel)?;
+        run.urgent = request.urgent;
+        let run = Arc::new(run);
         let copied = source.copy_all(&run, &services, targets).await;
         let report = source.finish(&run, copied.steps).await;
         source.tell_destinations(&report, &copied.destinations).await;

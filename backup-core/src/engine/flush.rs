@@ -276,7 +276,8 @@ impl Engine {
                 in_time(until, cancel, self.back_up(&request)).await.map(Done::Run)
             }
             FlushWork::Copy(services) => {
-                let request = CopyRequest { services: services.clone(), ..CopyRequest::default() };
+                let services = services.clone();
+                let request = CopyRequest { services, urgent: true, ..CopyRequest::default() };
                 match self.plan().has_copies() {
                     false => Ok(Done::Nothing("there is no store to copy to".to_owned())),
                     true => in_time(until, request.cancel.clone(), self.copy(&request)).await.map(Done::Run),

@@ -100,6 +100,7 @@ impl Inner {
             until: None,
             last_chance: false,
             rehearsal: false,
+            urgent: false,
         })
     }
 

@@ -43,7 +43,7 @@ impl Inner {
         }
         let Some(reservation) = catalog.reservation(id).await? else { return left("has no run.json") };
         let draft = catalog.damaged(id, reservation);
-        let within = allowance(papers.metadata.size_bytes, self.plan.limits.bandwidth);
+        let within = allowance(papers.metadata.size_bytes, self.bandwidth(run));
         let pin = catalog.pin(&id.service, vec![id.clone()], &run.id, &self.host, within).await?;
         let healed = self.make_whole(run, to, lease, &draft, &papers).await;
         let healed = match healed {

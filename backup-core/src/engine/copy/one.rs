@@ -116,7 +116,7 @@ impl Inner {
             )));
         }
         let now = self.clock.now();
-        let within = allowance(papers.metadata.size_bytes, self.plan.limits.bandwidth);
+        let within = allowance(papers.metadata.size_bytes, self.bandwidth(run));
         let reservation = Reservation {
             run_id: run.id.clone(),
             host: self.host.clone(),
@@ -275,7 +275,7 @@ impl Inner {
         tokio::select! {
             biased;
             () = run.cancel.cancelled() => return Err(BackupError::Cancelled),
-            () = self.pace.take(self.plan.limits.bandwidth, chunk.len()) => {}
+            () = self.pace.take(self.bandwidth(run), chunk.len()) => {}
         }
         lease.keep(LEASE).await?;
         Ok(Some(Ok(chunk)))

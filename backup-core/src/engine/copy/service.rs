@@ -81,7 +81,8 @@ impl Inner {
                 step.notes.push(note);
             }
             // The copies are safe: what retention meets is a note.
-            let intervals = to.inner.plan.intervals.keys().filter(|i| to.target.wants(&self.plan, i));
+            let intervals = to.inner.plan.intervals.keys();
+            let intervals = intervals.filter(|i| !run.urgent && to.target.wants(&self.plan, i));
             for interval in intervals {
                 if let Err(error) = to.inner.retain(run, name, interval, &mut step).await {
                     let note = format!("retention in `{}`: {}", to.name(), chain(&error));
@@ -191,7 +192,7 @@ impl Inner {
         let work: Vec<(&Entry, Option<(&Entry, VerifyLevel)>)> = missing.chain(damaged).collect();
         let bytes = work.iter().map(|(entry, _)| entry.size_bytes()).fold(0, u64::saturating_add);
         let ids = work.iter().map(|(entry, _)| entry.id.clone()).collect();
-        let within = allowance(bytes, self.plan.limits.bandwidth);
+        let within = allowance(bytes, self.bandwidth(run));
         let pin = self.catalog.pin(name, ids, &run.id, &self.host, within).await?;
         let mut failures = Vec::new();
         let mut result = Ok(());
