@@ -4,7 +4,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Command;
 
-use super::support::{FIRST, Ran, TWO, World, find, tree};
+use super::support::{FIRST, Ran, TWO, World, find, ran, tree};
 
 const SECRET: &str = "hunter2-canary";
 
@@ -25,7 +25,11 @@ fn configure(world: &World, encryption: &str) {
 }
 
 fn with_key(public: &str) -> String {
-    format!("encryption = {{ recipients = ['{public}'], identity = {{ file = 'key' }} }}\n")
+    with_identity(public, "{ file = 'key' }")
+}
+
+fn with_identity(public: &str, identity: &str) -> String {
+    format!("encryption = {{ recipients = ['{public}'], identity = {identity} }}\n")
 }
 
 /// What anybody who reads the store, the state directory or the screen could find.
@@ -166,6 +170,48 @@ fn keys_check_tells_which_services_today_s_key_opens() {
     world.write("backup.toml", TWO);
     let before = world.run(&["keys", "check"]);
     assert!(before.err.contains("is not yet for the keys that the configuration names"), "{before:#?}");
+}
+
+/// A variable or a program gives the key as well as a file, and neither shows it.
+#[test]
+fn the_key_may_come_from_a_variable_or_a_program() {
+    let (world, public) = encrypted();
+    let text = world.read("key");
+    let secret = text.lines().last().unwrap();
+    let with = |variable: &str, args: &[&str]| ran(world.command(args).env("THE_KEY", variable));
+    let opened = |variable: &str, to: &str| {
+        let checked = with(variable, &["keys", "check"]);
+        assert_eq!((checked.code, checked.out.matches("opens it").count()), (0, 3), "{checked:#?}");
+        let restored = with(variable, &["restore", "env", "--to", to]);
+        assert_eq!(restored.code, 0, "{restored:#?}");
+        let found = std::fs::read_to_string(find(&world.path(to), ".env")).unwrap();
+        assert_eq!(found, format!("PASSWORD={SECRET}\n"));
+        canary_is_nowhere(&world, &[&checked, &restored]);
+    };
+    let closed = |variable: &str, why: &str| {
+        let refused = with(variable, &["restore", "env", "--to", "nothing"]);
+        assert!(refused.code != 0 && refused.err.contains(why), "{why}: {refused:#?}");
+        assert!(!world.path("nothing").exists());
+        canary_is_nowhere(&world, &[&refused]);
+    };
+    world.ok(&["keys", "new", "other"]);
+    let other = world.read("other");
+
+    configure(&world, &with_identity(&public, "{ env = 'THE_KEY' }"));
+    opened(secret, "by-variable");
+    opened(&text, "by-whole-file");
+    closed(&other, "does not open it");
+    let unset = world.run(&["restore", "env", "--to", "nothing"]);
+    assert!(unset.code != 0 && unset.err.contains("THE_KEY"), "{unset:#?}");
+
+    let program = world.path("program").display().to_string();
+    configure(&world, &with_identity(&public, &format!("{{ command = ['/bin/sh', '{program}'] }}")));
+    world.write("program", &format!("echo '{secret}'\n"));
+    opened("", "by-program");
+    world.write("program", &format!("echo '{}'\n", other.lines().last().unwrap()));
+    closed("", "does not open it");
+    world.write("program", "exit 7\n");
+    closed("", "/bin/sh");
 }
 
 #[test]
