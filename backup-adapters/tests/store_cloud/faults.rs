@@ -1,5 +1,6 @@
 //! What networks and servers do to a store, and what must come of it.
 
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use backup_adapters::stores::ObjectStore;
@@ -10,7 +11,12 @@ use futures::{StreamExt as _, TryStreamExt as _};
 use crate::proxy::{Asked, Fate, Proxy};
 use crate::server::{self, Bucket};
 
-const SLOW_DOWN: &str = "<Error><Code>SlowDown</Code><Message>Reduce your request rate.</Message></Error>";
+/// What servers say that have too much to do, or trouble of their own: by status and by code.
+const STORMS: [(&str, &str); 3] = [
+    ("503 Slow Down", "SlowDown"),
+    ("500 Internal Server Error", "InternalError"),
+    ("429 Too Many Requests", "TooManyRequests"),
+];
 /// Three parts.
 pub(crate) const LARGE: usize = 40 << 20;
 
@@ -47,6 +53,19 @@ async fn between(plan: impl FnMut(&Asked) -> Fate + Send + 'static) -> (ObjectSt
     (direct, bucket.by(proxy.address), proxy)
 }
 
+/// Every request of an upload of [`large`]: its step, and what its line contains.
+const REQUESTS: [(&str, &str); 5] = [
+    ("begin", ""),
+    ("part", "partNumber=1"),
+    ("part", "partNumber=2"),
+    ("part", "partNumber=3"),
+    ("complete", ""),
+];
+
+fn storm(status: &'static str, code: &str) -> Fate {
+    Fate::Say(status, format!("<Error><Code>{code}</Code><Message>Try again later.</Message></Error>"))
+}
+
 fn is_retryable(e: &StoreError) -> bool {
     matches!(e, StoreError::Other { retryable: true, .. })
 }
@@ -55,19 +74,23 @@ fn is_retryable(e: &StoreError) -> bool {
 #[ignore = "live: MinIO in a container"]
 async fn an_upload_that_is_cut_once_anywhere_arrives_whole() {
     let large = large();
-    for step in ["begin", "part", "complete"] {
+    for (step, which) in REQUESTS {
         for fate in [Fate::CutRequest, Fate::LoseAnswer, Fate::CutAnswer] {
-            let mut once = Some(fate.clone());
-            let plan = move |asked: &Asked| match asked.step() == Some(step) {
-                true => once.take().unwrap_or(Fate::Pass),
+            let what = format!("{step} {which}, {fate:?}");
+            let once = Arc::new(Mutex::new(Some(fate)));
+            let left = Arc::clone(&once);
+            let plan = move |asked: &Asked| match asked.step() == Some(step) && asked.line.contains(which) {
+                true => left.lock().unwrap().take().unwrap_or(Fate::Pass),
                 false => Fate::Pass,
             };
-            let (direct, bucket, _proxy) = between(plan).await;
+            let (direct, bucket, proxy) = between(plan).await;
             let store = bucket.store_with(&[("retry_for", "20s")]);
             let info = write(&store, &key("a"), large.clone()).await;
-            let info = info.unwrap_or_else(|e| panic!("{step}, {fate:?}: {}", chain(&e)));
+            let info = info.unwrap_or_else(|e| panic!("{what}: {}", chain(&e)));
             assert_eq!(info.bytes, LARGE as u64);
-            assert!(body(&direct, &key("a")).await.unwrap() == large, "{step}, {fate:?}: other bytes");
+            assert!(once.lock().unwrap().is_none(), "{what}: nothing was cut");
+            assert_eq!(proxy.seen(|line| line.contains("partNumber=4")), 0, "every part has its turn");
+            assert!(body(&direct, &key("a")).await.unwrap() == large, "{what}: other bytes");
         }
     }
 }
@@ -75,7 +98,7 @@ async fn an_upload_that_is_cut_once_anywhere_arrives_whole() {
 #[tokio::test]
 #[ignore = "live: MinIO in a container"]
 async fn an_upload_that_is_always_cut_fails_in_time_and_shows_nothing() {
-    for step in ["begin", "part"] {
+    for step in ["begin", "part", "complete"] {
         let plan =
             move |asked: &Asked| if asked.step() == Some(step) { Fate::CutRequest } else { Fate::Pass };
         let (direct, bucket, proxy) = between(plan).await;
@@ -87,7 +110,7 @@ async fn an_upload_that_is_always_cut_fails_in_time_and_shows_nothing() {
         assert!(direct.head(&key("a")).await.unwrap_err().is_not_found());
         let listed: Vec<_> = direct.list_keys(None).try_collect().await.unwrap();
         assert!(listed.is_empty(), "{step}: {listed:?}");
-        if step == "part" {
+        if step != "begin" {
             // By a task of its own.
             let until = Instant::now() + Duration::from_secs(20);
             while proxy.seen(|line| line.starts_with("DELETE")) == 0 {
@@ -161,9 +184,15 @@ async fn a_lost_acknowledgement_of_our_own_create_is_recognised() {
 #[tokio::test]
 #[ignore = "live: MinIO in a container"]
 async fn a_storm_is_survived_without_hammering() {
+    for (status, code) in STORMS {
+        survive(status, code).await;
+    }
+}
+
+async fn survive(status: &'static str, code: &'static str) {
     let begin = Instant::now();
     let plan = move |_: &Asked| match begin.elapsed() < Duration::from_secs(4) {
-        true => Fate::Say("503 Slow Down", SLOW_DOWN.to_owned()),
+        true => storm(status, code),
         false => Fate::Pass,
     };
     let (direct, bucket, proxy) = between(plan).await;
@@ -176,19 +205,25 @@ async fn a_storm_is_survived_without_hammering() {
         body(&store, &there),
         store.list_dirs(None)
     );
-    created.unwrap();
-    written.unwrap();
-    read.unwrap();
-    listed.unwrap();
+    let failed = [created.err(), written.err(), read.err(), listed.err()];
+    let failed: Vec<String> = failed.iter().flatten().map(|e| chain(e)).collect();
+    assert!(failed.is_empty(), "{status}: {failed:#?}");
     assert!(body(&direct, &key("b")).await.unwrap() == large);
     let asked = proxy.seen(|_| true);
-    assert!(asked < 80, "{asked} requests");
+    assert!(asked < 80, "{status}: {asked} requests");
 }
 
 #[tokio::test]
 #[ignore = "live: MinIO in a container"]
 async fn an_endless_storm_ends_with_an_error_in_time() {
-    let plan = |_: &Asked| Fate::Say("503 Slow Down", SLOW_DOWN.to_owned());
+    for (status, code) in STORMS {
+        endure(status, code).await;
+    }
+}
+
+async fn endure(status: &'static str, code: &'static str) {
+    let number = status.split(' ').next().unwrap();
+    let plan = move |_: &Asked| storm(status, code);
     let (_, bucket, _proxy) = between(plan).await;
     let store = bucket.store_with(&[("retry_for", "1s")]);
     let a = key("a");
@@ -210,7 +245,7 @@ async fn an_endless_storm_ends_with_an_error_in_time() {
         listed.unwrap_err(),
         deleted.unwrap_err(),
     ] {
-        assert!(is_retryable(&e) && chain(&e).contains("503"), "{e:?}");
+        assert!(is_retryable(&e) && chain(&e).contains(number), "{status}: {e:?}");
     }
 }
 
