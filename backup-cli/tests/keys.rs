@@ -10,11 +10,17 @@ const SECRET: &str = "hunter2-canary";
 
 /// [`TWO`] for a key in `key`, backed up; the configuration does not say where the key is.
 fn encrypted() -> (World, String) {
+    encrypted_with(|_| ())
+}
+
+/// The same, with more data.
+fn encrypted_with(more: impl FnOnce(&World)) -> (World, String) {
     let world = World::new();
     let public = world.ok(&["keys", "new", "key"]).out.trim().to_owned();
     configure(&world, &format!("encryption.recipients = ['{public}']\n"));
     world.write(".env", &format!("PASSWORD={SECRET}\n"));
     world.fill();
+    more(&world);
     world.ok(&["init"]);
     world.ok(&["run", "hourly"]);
     (world, public)
@@ -238,6 +244,51 @@ fn a_rotation_keeps_the_old_key_and_leaves_everything_as_it_was_if_it_cannot() {
     world.ok(&["verify", "--all", "--level", "content"]);
     world.ok(&["keys", "check"]);
     canary_is_nowhere(&world, &[&rotated]);
+}
+
+/// All but its end decrypts: what came before proves nothing, and none of it may stay.
+#[test]
+fn a_file_whose_last_byte_is_another_one_is_not_restored_and_leaves_nothing() {
+    const CANARY: &str = "plain-canary";
+    let outside = |world: &World| {
+        let mut all = tree(&world.path(".."));
+        all.retain(|(path, _)| !path.starts_with("work/store/") && !path.starts_with("work/state/"));
+        all
+    };
+    // Several chunks of age, of which the first holds the canary.
+    let much = |world: &World| {
+        world.write("data/a.txt", &format!("{CANARY}\n"));
+        let noise = (0..100_000_u64).map(|n| format!("{:x}", n.wrapping_mul(0x9E37_79B9_7F4A_7C15)));
+        world.write("data/z.txt", &noise.collect::<String>());
+    };
+    for target in [&["--to", "out"][..], &["--yes"]] {
+        let (world, _) = encrypted_with(much);
+        let file = find(&world.path("store"), &format!("data_{FIRST}.tar.zst.age"));
+        let mut bytes = std::fs::read(&file).unwrap();
+        assert!(bytes.len() > 3 * 65536, "{} bytes", bytes.len());
+        *bytes.last_mut().unwrap() ^= 1;
+        std::fs::write(&file, bytes).unwrap();
+        world.write("data/a.txt", "what is there now\n");
+        let before = outside(&world);
+        let restore = [&["restore", "data", "--identity", "key"], target].concat();
+        let failed = world.run(&restore);
+        assert!(failed.code != 0 && failed.err.contains("damaged"), "{failed:#?}");
+        assert!(outside(&world) == before, "{target:?}: {failed:#?}");
+        for dir in ["store", "state"] {
+            for (path, bytes) in tree(&world.path(dir)) {
+                let text = String::from_utf8_lossy(bytes.as_deref().unwrap_or_default()).into_owned();
+                assert!(!text.contains(CANARY), "{dir}/{path}");
+            }
+        }
+        // The same file as it was: nothing but that byte was in the way.
+        let mut bytes = std::fs::read(&file).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        std::fs::write(&file, bytes).unwrap();
+        world.ok(&["verify", "data", "--all", "--level", "stored"]);
+        world.ok(&restore);
+        let root = if target[0] == "--to" { world.path("out") } else { world.path("data") };
+        assert_eq!(std::fs::read_to_string(find(&root, "a.txt")).unwrap(), format!("{CANARY}\n"));
+    }
 }
 
 /// The store alone, and the key that somebody kept elsewhere.
