@@ -141,7 +141,7 @@ pub enum Event {
     PartFinished {
         /// The part.
         part: String,
-        /// `start`, `stop`.
+        /// `start`, `wait` for one that ran already, `stop`.
         kind: String,
         /// How it ended.
         outcome: Outcome,

@@ -226,6 +226,7 @@ impl EventSink for HumanEvents {
                 let width = self.state.lock().unwrap_or_else(PoisonError::into_inner).width;
                 let word = match (result, kind.as_str()) {
                     (Outcome::Ok, "stop") => paint(DIM, &format!("{:9}", "stopped")),
+                    (Outcome::Ok, "wait") => paint(GREEN, &format!("{:9}", "answers")),
                     (Outcome::Ok, _) => paint(GREEN, &format!("{:9}", "started")),
                     (result, _) => {
                         let (word, colour) = outcome(result);

@@ -38,7 +38,7 @@ pub struct PartReport {
     /// The service that runs in it; `None` for applications.
     #[serde(default)]
     pub service: Option<ServiceName>,
-    /// What was done: `start`, `stop`.
+    /// What was done: `start`, `wait` for one that ran already, `stop`.
     pub kind: String,
     /// How it ended.
     pub outcome: Outcome,

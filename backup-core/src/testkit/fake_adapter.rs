@@ -171,6 +171,9 @@ impl FakeAdapter {
         if self.state().script.missing && matches!(step, Step::Plan | Step::Probe) {
             return Err(AdapterError::new(AdapterErrorKind::NotFound, "there is no such service"));
         }
+        if self.state().script.silent && step == Step::Probe {
+            return Err(AdapterError::new(AdapterErrorKind::Unavailable, "it does not answer yet"));
+        }
         if hangs {
             return Err(until_over(cx).await);
         }

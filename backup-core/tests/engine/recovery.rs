@@ -1,7 +1,10 @@
 //! Recoveries: planned, executed as planned, and refused when that is not possible any more.
 
+use backup_core::Clock as _;
 use backup_core::engine::{RecoveryAction, RecoveryPlan, RecoveryRequest};
+use backup_core::state::LockHolder;
 use backup_core::testkit::fake_adapter::text_of;
+use futures::TryStreamExt as _;
 use tokio_util::sync::CancellationToken;
 
 use super::*;
@@ -182,6 +185,94 @@ async fn while_it_lasts_captures_and_other_recoveries_wait() {
     let (report, ()) = tokio::join!(w.engine.recover(&plan, cancel.clone()), meanwhile);
     assert_eq!(report.unwrap().outcome(), Outcome::Cancelled);
     assert!(!text_of(&a.live()).contains("hello world"), "`a` comes after what was cancelled");
+}
+
+/// Whoever waited for another recovery finds its work done, and leaves alone what was written since.
+#[tokio::test]
+async fn a_recovery_that_had_to_wait_restores_nothing_over_what_came_back() {
+    let (w, a, b) = lost().await;
+    let plan = plan(&w).await;
+    let state = w.engine.state();
+    let patient = Engine::builder(w.engine.plan().clone(), w.engine.catalog().clone(), state.clone())
+        .clock(Arc::new(w.clock.clone()))
+        .events(Arc::new(w.events.clone()))
+        .lock_patience(Duration::from_secs(600))
+        .build();
+    let other = LockHolder {
+        verb: "recover".to_owned(),
+        run_id: backup_core::RunId::generate(w.clock.now()),
+        pid: std::process::id(),
+        boot_id: "boot".to_owned(),
+        since: w.clock.now(),
+    };
+    let name = plan.services[0].service.clone();
+    let never = CancellationToken::new();
+    let lock = state.lock(&name, &other, Duration::ZERO, &never, &backup_core::NoEvents).await.unwrap();
+    let meanwhile = async {
+        let waits = |e: &Event| matches!(e, Event::Waiting { .. });
+        while !w.events.0.lock().unwrap().iter().any(waits) {
+            tokio::task::yield_now().await;
+        }
+        for fake in [&a, &b] {
+            fake.script(|s| s.set_artifact("one", ["came back, and was written to"]));
+        }
+        drop(lock);
+    };
+    let (second, ()) = tokio::join!(patient.recover(&plan, CancellationToken::new()), meanwhile);
+    let refused = second.unwrap_err().to_string();
+    assert!(refused.contains("not as planned any more"), "{refused}");
+    assert!(text_of(&a.live()).contains("was written to") && text_of(&b.live()).contains("was written to"));
+}
+
+/// Also where nobody but the service itself could tell whether it runs.
+#[tokio::test(start_paused = true)]
+async fn one_that_does_not_answer_is_waited_for_and_not_restored_over() {
+    let (w, a, b) = lost().await;
+    a.script(|s| s.set_artifact("one", ["newer"]));
+    a.script(|s| s.silent = true);
+    let made = plan(&w).await;
+    assert_eq!(actions(&made), [("b", "restore"), ("a", "restore")]);
+    let of_a = recover(&w, &made).await.steps.into_iter().find(|s| s.service == super::a()).unwrap();
+    let said = "what it holds is not known: ";
+    assert!(of_a.error.as_ref().is_some_and(|e| e.contains(said) && e.contains("--overwrite a")), "{of_a:?}");
+    assert!(text_of(&a.live()).contains("newer") && text_of(&b.live()).contains("hello world"));
+    let later = async {
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        a.script(|s| s.silent = false);
+    };
+    let made = plan(&w).await;
+    let (report, ()) = tokio::join!(recover(&w, &made), later);
+    assert!(report.is_ok(), "{report:?}");
+    assert!(text_of(&a.live()).contains("newer"), "it held data");
+    // Who says so means it.
+    a.script(|s| s.silent = true);
+    let request = RecoveryRequest { overwrite: vec![super::a()], ..RecoveryRequest::default() };
+    let made = w.engine.plan_recovery(&request).await.unwrap();
+    a.script(|s| s.silent = false);
+    assert!(recover(&w, &made).await.is_ok());
+    assert!(text_of(&a.live()).contains("hello world"));
+}
+
+/// What it needs is not pruned meanwhile, by whichever host, also of services whose turn has not come: all who prune look there.
+#[tokio::test]
+async fn what_a_recovery_needs_is_kept_while_it_lasts() {
+    let (w, _, b) = lost().await;
+    let (plan, hanging) = (plan(&w).await, b.hanging(Step::Stage));
+    let reading = || async {
+        let keys = w.store.inner().list_keys(None).try_collect::<Vec<_>>().await.unwrap();
+        keys.iter().filter(|key| key.to_string().starts_with(".leases/reading/")).count()
+    };
+    let cancel = CancellationToken::new();
+    let meanwhile = async {
+        while !hanging.log().iter().any(|c| matches!(c, Asked::Stage)) {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(reading().await, 2);
+        cancel.cancel();
+    };
+    let (report, ()) = tokio::join!(w.engine.recover(&plan, cancel.clone()), meanwhile);
+    assert_eq!(report.unwrap().outcome(), Outcome::Cancelled);
+    assert_eq!(reading().await, 0);
 }
 
 #[tokio::test]

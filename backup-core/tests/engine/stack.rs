@@ -320,3 +320,39 @@ async fn one_that_never_answers_is_given_up_and_the_others_come_back() {
     assert!(text_of(&h.env.live()).contains("hello world"));
     assert_eq!(h.stack.orders(), ["stop web", "start db"], "applications wait");
 }
+
+/// A host that was just started: the server reads its log, and has everything. What a restore would do it can say already.
+#[tokio::test(start_paused = true)]
+async fn one_that_runs_and_does_not_answer_yet_is_waited_for() {
+    let h = host().await;
+    h.stack.set("db", PartState::Starting);
+    h.db.script(|s| {
+        s.failing.clear();
+        s.silent = true;
+        s.set_artifact("one", ["newer"]);
+    });
+    let plan = h.plan().await;
+    let (_, restore) = plan.restores().find(|(s, _)| s.service.as_str() == "db").unwrap();
+    assert!(restore.looks_again && restore.starts.is_none(), "{restore:?}");
+    assert!(restore.steps[0].starts_with("wait until it answers: now "), "{:?}", restore.steps);
+    let later = async {
+        tokio::time::sleep(Duration::from_secs(20)).await;
+        h.db.script(|s| s.silent = false);
+    };
+    let (report, ()) = tokio::join!(h.recover(), later);
+    assert!(report.is_ok(), "{report:?}");
+    assert!(text_of(&h.db.live()).contains("newer"), "it held data");
+    assert!(!h.stack.orders().iter().any(|o| o.starts_with("start db")), "it ran");
+
+    // One that never answers is not restored over, unless that is asked for.
+    h.stack.set("db", PartState::Running);
+    h.db.script(|s| s.silent = true);
+    let of_db = h.recover().await.steps.into_iter().find(|s| s.service.as_str() == "db").unwrap();
+    assert!(of_db.error.as_ref().unwrap().contains("no progress for 60 s"), "{of_db:?}");
+    assert!(text_of(&h.db.live()).contains("newer"));
+    let overwrite = vec!["db".parse().unwrap()];
+    let request = RecoveryRequest { overwrite, ..RecoveryRequest::default() };
+    let plan = h.w.engine.plan_recovery(&request).await.unwrap();
+    let (_, restore) = plan.restores().find(|(s, _)| s.service.as_str() == "db").unwrap();
+    assert!(!restore.looks_again, "{restore:?}");
+}

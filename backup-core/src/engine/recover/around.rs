@@ -16,10 +16,10 @@ use crate::plan::PlannedService;
 use crate::stack::{Part, PartState, Stack};
 
 /// How often one that starts is looked at.
-const POLL: Duration = Duration::from_millis(300);
+pub(super) const POLL: Duration = Duration::from_millis(300);
 
 /// How long one may take that shows no progress: it writes nothing, and its state stays the same.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How long one may take that goes on writing, unless the service has a budget of its own.
 const LIMIT: Duration = Duration::from_secs(900);
@@ -122,19 +122,23 @@ impl Inner {
         })
     }
 
-    /// Makes and starts what a service runs in, and waits until the service answers.
+    /// Makes and starts what a service runs in, unless that `runs`, and waits until the service answers.
     pub(super) async fn start_for(
         &self,
         run: &Run,
         reports: &Reports,
         service: &PlannedService,
         part: &str,
+        runs: bool,
     ) -> Result<(), BackupError> {
         let Some(stack) = self.stack.as_ref() else { return Ok(()) };
-        self.phase(&service.name, &format!("starting `{part}`"));
+        let (kind, doing) = if runs { ("wait", "waiting for") } else { ("start", "starting") };
+        self.phase(&service.name, &format!("{doing} `{part}`"));
         let started = Instant::now();
         let up = async {
-            self.order(stack, &[part.to_owned()]).await?;
+            if !runs {
+                self.order(stack, &[part.to_owned()]).await?;
+            }
             self.until_it_answers(run, stack, service, part).await
         };
         let up = tokio::select! {
@@ -143,7 +147,7 @@ impl Inner {
             up = up => up,
         };
         let lines = if up.is_err() { stack.last_lines(part).await } else { Vec::new() };
-        let about = About { part, service: Some(&service.name), kind: "start", started };
+        let about = About { part, service: Some(&service.name), kind, started };
         self.report_part(reports, about, up.as_ref().err(), lines).await;
         up.map_err(|e| match e.kind() {
             AdapterErrorKind::Cancelled => BackupError::Cancelled,

@@ -11,9 +11,10 @@ use super::{
     PlannedRestore, RECOVERY_FORMAT, RecoveryAction, RecoveryPlan, RecoveryRequest, ServiceRecovery, Verified,
 };
 use crate::catalog::{BackupState, Entry, Filter};
+use crate::engine::capture::adapter_error;
 use crate::engine::preview::Chosen;
 use crate::engine::{Engine, Inner, RestorePreview, RestoreRequest, Selector, deadline};
-use crate::error::{AdapterErrorKind, BackupError, chain};
+use crate::error::{AdapterErrorKind, BackupError, Stage, chain};
 use crate::id::{ServiceName, Timestamp};
 use crate::metadata::{Evidence, Metadata};
 use crate::plan::PlannedService;
@@ -35,8 +36,18 @@ enum Found {
     Absent(Box<Chosen>),
     /// A backup of it, and why it could not be asked.
     Unknown(Box<Chosen>, BackupError),
+    /// The same for one that may run and does not answer: it may be reading its log, and hold everything.
+    Silent(Box<Chosen>, BackupError),
     /// What it holds.
     Holds(String),
+}
+
+/// What a service says of its data.
+enum Held {
+    Nothing,
+    Data(String),
+    /// It does not answer.
+    Silent(BackupError),
 }
 
 /// A plan, and what its restores are made of.
@@ -115,6 +126,16 @@ impl Inner {
                         vec![format!("look again: now {}", chain(&e)), UNLESS_IT_HOLDS_DATA.to_owned()];
                     RecoveryAction::Restore(Box::new(planned))
                 }
+                Ok(Found::Silent(chosen, e)) => {
+                    let Chosen { entry, metadata, passed_over } = &*chosen;
+                    let mut planned = self.planned(entry, metadata, passed_over, &history).await;
+                    planned.looks_again = true;
+                    planned.steps = vec![
+                        format!("wait until it answers: now {}", chain(&e)),
+                        UNLESS_IT_HOLDS_DATA.to_owned(),
+                    ];
+                    RecoveryAction::Restore(Box::new(planned))
+                }
                 Ok(Found::Absent(chosen) | Found::Unknown(chosen, _)) => {
                     let Chosen { entry, metadata, passed_over } = &*chosen;
                     let mut planned = self.planned(entry, metadata, passed_over, &history).await;
@@ -180,11 +201,11 @@ impl Inner {
         let overwrite = request.overwrite.contains(name) || self.state.restores(name)?.iter().any(half);
         let (selector, evidence) = self.choose_for_recovery(request.at, service).await?;
         // Why it could not be restored does not matter if it need not be.
-        if let Some(evidence) = &evidence
-            && !overwrite
-            && !down
-            && let Some(what) = self.holds(service, evidence).await?
-        {
+        let mut held = match &evidence {
+            Some(evidence) if !overwrite && !down => self.holds(service, evidence).await?,
+            _ => Held::Nothing,
+        };
+        if let Held::Data(what) = held {
             return Ok(Found::Holds(what));
         }
         let restore = RestoreRequest { selector, ..RestoreRequest::new(name.clone()) };
@@ -192,11 +213,13 @@ impl Inner {
         if down {
             return Ok(Found::Absent(Box::new(chosen)));
         }
-        if evidence.is_none()
-            && !overwrite
-            && let Some(what) = self.holds(service, &chosen.metadata.evidence).await?
-        {
-            return Ok(Found::Holds(what));
+        if evidence.is_none() && !overwrite {
+            held = self.holds(service, &chosen.metadata.evidence).await?;
+        }
+        match held {
+            Held::Data(what) => return Ok(Found::Holds(what)),
+            Held::Silent(e) => return Ok(Found::Silent(Box::new(chosen), e)),
+            Held::Nothing => {}
         }
         let restore = RestoreRequest { selector: Selector::Exactly(chosen.entry.id.clone()), ..restore };
         match self.preview(&restore, chosen.clone()).await {
@@ -216,6 +239,10 @@ impl Inner {
             Found::Lost(preview) => Ok(Ok(*preview)),
             Found::Holds(what) => Ok(Err(what)),
             Found::Unknown(_, e) => Err(e),
+            Found::Silent(_, e) => Err(BackupError::Refused(format!(
+                "what it holds is not known: {} (`--overwrite {name}` restores it all the same)",
+                chain(&e)
+            ))),
             Found::Absent(_) => Err(BackupError::Refused("it is not there".to_owned())),
         }
     }
@@ -292,17 +319,13 @@ impl Inner {
         Ok((legacy.map_or(selector, |e| Selector::Exactly(e.id.clone())), None))
     }
 
-    /// What a service holds, if it answers and holds data. Compared is what the backup has most of.
+    /// What a service holds, as far as it says. Compared is what the backup has most of.
     ///
     /// # Errors
     /// It runs and does not tell, in time or us: to restore over it would be to guess.
-    async fn holds(
-        &self,
-        service: &PlannedService,
-        backup: &Evidence,
-    ) -> Result<Option<String>, BackupError> {
+    async fn holds(&self, service: &PlannedService, backup: &Evidence) -> Result<Held, BackupError> {
         if !service.adapter.capabilities().probe {
-            return Ok(None);
+            return Ok(Held::Nothing);
         }
         let run = self.quiet_run("recover", CancellationToken::new())?;
         let cx = self.context(&run, service, self.now(), deadline(Some(LOOK)))?;
@@ -317,15 +340,18 @@ impl Inner {
                     service.name
                 )));
             }
-            // One that cannot be asked holds nothing that anybody could use.
-            Err(_) => return Ok(None),
+            Err(e) if e.kind() == AdapterErrorKind::Unavailable => {
+                return Ok(Held::Silent(adapter_error(service, Stage::Probe, e)));
+            }
+            // One that answers and cannot tell holds nothing that anybody could use.
+            Err(_) => return Ok(Held::Nothing),
         };
         let there = found.iter().filter(|(_, now)| **now > 0);
         let Some((name, now)) = there.max_by_key(|(name, now)| (backup.counts.get(*name).copied(), **now))
         else {
-            return Ok(None);
+            return Ok(Held::Nothing);
         };
-        Ok(Some(match backup.counts.get(name) {
+        Ok(Held::Data(match backup.counts.get(name) {
             // Somebody has to look whether that is all of it.
             Some(then) if *now < then / 2 => {
                 format!("{name} {now}, MUCH LESS than {then} in the newest backup")

@@ -7,14 +7,19 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::around::Reports;
+use super::around::{PATIENCE, POLL, Reports};
 use super::plan::Made;
 use super::{PlannedRestore, RECOVERY_FORMAT, RecoveryAction, RecoveryPlan};
+use crate::catalog::Pin;
 use crate::engine::{Engine, Inner, RestorePreview, Run, RunReport, StepReport, deadline, millis};
 use crate::error::{AdapterErrorKind, BackupError, chain};
 use crate::event::{Event, Outcome};
 use crate::id::ServiceName;
 use crate::plan::PlannedService;
+use crate::state::ServiceLock;
+
+/// How long others leave the backups alone that a recovery reads, should it die.
+const READING: Duration = Duration::from_secs(24 * 3600);
 
 /// How long a service may take for one write.
 const WRITE: Duration = Duration::from_secs(30);
@@ -38,32 +43,18 @@ impl Engine {
             )));
         }
         let inner = &self.inner;
-        let made = inner.make_recovery(&plan.request).await?;
-        let changed = plan.differences(&made.plan);
-        if !changed.is_empty() {
-            return Err(BackupError::Refused(format!(
-                "not as planned any more: {}: make the plan anew",
-                changed.join("; ")
-            )));
-        }
-        let Made { plan, previews } = made;
         let names: Vec<ServiceName> = plan.services.iter().map(|s| s.service.clone()).collect();
         let cancel = cancel.child_token();
         let _on_drop = cancel.clone().drop_guard();
         let run = Arc::new(inner.begin("recover", &names, cancel)?);
-        // In the order of their names: two recoveries never wait for each other.
-        let mut locks = Vec::new();
-        let mut restored: Vec<&ServiceName> = plan.restores().map(|(s, _)| &s.service).collect();
-        restored.sort();
-        for name in restored {
-            match inner.lock(&run, name).await {
-                Ok(lock) => locks.push(lock),
-                Err(e) => {
-                    inner.end(&run, Outcome::Failed);
-                    return Err(e);
-                }
+        let begun = inner.begin_recovery(&run, plan).await;
+        let Begun { made: Made { plan, previews }, locks, pins } = match begun {
+            Ok(begun) => begun,
+            Err(e) => {
+                inner.end(&run, Outcome::Failed);
+                return Err(e);
             }
-        }
+        };
         let reports = Arc::new(Reports::default());
         let fenced = match &plan.stack {
             Some(stack) => inner.fence(&reports, &stack.stops).await,
@@ -105,8 +96,56 @@ impl Engine {
             }
         }
         drop(locks);
+        inner.release(pins).await;
         let parts = work.reports.take().await;
         Ok(inner.finish_with(&run, steps, parts).await)
+    }
+}
+
+/// A recovery that nobody gets in the way of.
+struct Begun {
+    made: Made,
+    locks: Vec<ServiceLock>,
+    pins: Vec<Pin>,
+}
+
+impl Inner {
+    /// Locks the services of a plan, and makes it again: who had to wait for somebody else's recovery finds its work done. What
+    /// it needs of the store is kept from being pruned, by whichever host.
+    async fn begin_recovery(&self, run: &Run, plan: &RecoveryPlan) -> Result<Begun, BackupError> {
+        // In the order of their names: two recoveries never wait for each other.
+        let mut locks = Vec::new();
+        let mut restored: Vec<&ServiceName> = plan.restores().map(|(s, _)| &s.service).collect();
+        restored.sort();
+        for name in restored {
+            locks.push(self.lock(run, name).await?);
+        }
+        let made = self.make_recovery(&plan.request).await?;
+        let changed = plan.differences(&made.plan);
+        if !changed.is_empty() {
+            return Err(BackupError::Refused(format!(
+                "not as planned any more: {}: make the plan anew",
+                changed.join("; ")
+            )));
+        }
+        let mut pins = Vec::new();
+        for (service, planned) in made.plan.restores() {
+            let (name, ids) = (&service.service, vec![planned.backup.clone()]);
+            match self.catalog.pin(name, ids, &run.id, &self.host, READING).await {
+                Ok(pin) => pins.push(pin),
+                // A store that takes nothing, being full or locked, can be restored from.
+                Err(e) => self.warn(Some(name), format!("{}: see that nobody prunes meanwhile", chain(&e))),
+            }
+        }
+        Ok(Begun { made, locks, pins })
+    }
+
+    async fn release(&self, pins: Vec<Pin>) {
+        for pin in pins {
+            if let Err(e) = pin.release().await {
+                self.warn(None, chain(&e));
+            }
+        }
     }
 }
 
@@ -205,7 +244,7 @@ impl Inner {
         Ok(())
     }
 
-    /// Makes and starts what a service runs in, if that does not run.
+    /// Makes and starts what a service runs in, if that does not run; waits until it answers.
     async fn make_for(
         &self,
         run: &Run,
@@ -216,13 +255,35 @@ impl Inner {
         // Its name may not have been known when the plan was made.
         let around = self.around().await.unwrap_or_default();
         match around.part_of(service) {
-            Some(part) if part.state.runs() => Ok(()),
-            Some(part) => self.start_for(run, &work.reports, service, &part.name).await,
-            None if planned.starts.is_none() => Ok(()),
+            Some(part) => {
+                let runs = part.state.runs();
+                self.start_for(run, &work.reports, service, &part.name, runs).await
+            }
+            None if planned.starts.is_none() => self.until_it_tells(run, service).await,
             None => Err(BackupError::Refused(around.unknown.unwrap_or_else(|| {
                 let container = service.adapter.container().unwrap_or_default();
                 format!("no part of the Compose project has the container `{container}`")
             }))),
+        }
+    }
+
+    /// Waits for one that nothing is known of but what it says itself; whatever it says is for the caller.
+    async fn until_it_tells(&self, run: &Run, service: &PlannedService) -> Result<(), BackupError> {
+        let cx = self.context(run, service, self.now(), deadline(Some(PATIENCE)))?;
+        while service.adapter.capabilities().probe {
+            let told = cx.within(service.adapter.data(&cx)).await.and_then(|found| found);
+            match told {
+                Err(e) if e.kind() == AdapterErrorKind::Unavailable => {}
+                _ => break,
+            }
+            if cx.check_alive().is_err() {
+                break;
+            }
+            tokio::time::sleep(POLL).await;
+        }
+        match run.cancel.is_cancelled() {
+            true => Err(BackupError::Cancelled),
+            false => Ok(()),
         }
     }
 

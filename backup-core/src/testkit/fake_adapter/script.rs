@@ -111,6 +111,8 @@ pub struct Script {
     pub live: Content,
     /// Steps that fail.
     pub failing: BTreeSet<Step>,
+    /// It runs and does not answer, as a server that reads its log; what a restore would do can be said all the same.
+    pub silent: bool,
     /// Steps that hang until the operation is cancelled or its deadline passes.
     pub hanging: BTreeSet<Step>,
     /// Steps that panic.
@@ -152,6 +154,7 @@ impl Default for Script {
         Self {
             live: Content::new(),
             failing: BTreeSet::new(),
+            silent: false,
             hanging: BTreeSet::new(),
             panicking: BTreeSet::new(),
             fail_at: BTreeMap::new(),
