@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 use super::keys::Need;
 use super::select::Choice;
 use super::{Engine, Inner, Selector, deadline};
-use crate::adapter::{RestorePlan, RestoreTarget};
+use crate::adapter::{RestorePlan, RestoreTarget, SpaceNeed};
 use crate::catalog::{BackupState, Entry};
 use crate::error::{BackupError, Stage};
 use crate::id::{ArtifactName, Interval, ServiceName, Timestamp};
@@ -144,7 +144,7 @@ impl Inner {
             .plan_restore(&cx, &metadata, &target)
             .await
             .map_err(|e| super::capture::adapter_error(service, Stage::PlanRestore, e))?;
-        self.check_space(&plan)?;
+        self.check_space(&plan.space)?;
         Ok(RestorePreview { request: request.clone(), entry, metadata, passed_over, plan, at })
     }
 
@@ -166,11 +166,14 @@ impl Inner {
         }
     }
 
-    /// Refuses a plan for which there is not enough room, adding up what lies on one file system.
-    pub(super) fn check_space(&self, plan: &RestorePlan) -> Result<(), BackupError> {
+    /// Refuses what there is not enough room for, adding up what lies on one file system.
+    pub(super) fn check_space<'a>(
+        &self,
+        space: impl IntoIterator<Item = &'a SpaceNeed>,
+    ) -> Result<(), BackupError> {
         use std::os::unix::fs::MetadataExt;
         let mut needs: std::collections::BTreeMap<u64, (PathBuf, u64)> = std::collections::BTreeMap::new();
-        for need in &plan.space {
+        for need in space {
             let device = std::fs::metadata(&need.path).map(|m| m.dev()).map_err(|source| {
                 BackupError::State { what: format!("looking at `{}`", need.path.display()), source }
             })?;

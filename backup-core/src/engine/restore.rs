@@ -170,7 +170,7 @@ impl Inner {
             .plan_restore(&cx, &metadata, &preview.plan.target)
             .await
             .map_err(fail(Stage::PlanRestore))?;
-        self.check_space(&plan)?;
+        self.check_space(&plan.space)?;
         let mut journal = RestoreJournal {
             run_id: run.id.clone(),
             service: name.clone(),

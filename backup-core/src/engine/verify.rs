@@ -354,7 +354,7 @@ impl Inner {
         let target = RestoreTarget::Scratch(ScratchHandle { dir: dir.clone(), run_id: run.id.clone() });
         let fail = |stage| move |e| super::capture::adapter_error(service, stage, e);
         let plan = adapter.plan_restore(cx, &metadata, &target).await.map_err(fail(Stage::PlanRestore))?;
-        self.check_space(&plan)?;
+        self.check_space(&plan.space)?;
         let since = step.phase("prepare", since);
         self.phase(&service.name, "restoring into scratch");
         let source = self.restore_source(cx, Arc::new(metadata.clone()));

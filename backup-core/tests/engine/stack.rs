@@ -29,6 +29,8 @@ struct Fake {
     refuses: Arc<Mutex<Option<&'static str>>>,
     /// It starts, and never answers.
     silent: Arc<Mutex<bool>>,
+    /// It goes on writing, in so many lines so far.
+    talks: Arc<Mutex<Option<u64>>>,
 }
 
 #[async_trait]
@@ -74,6 +76,10 @@ impl Stack for Fake {
     }
 
     async fn last_lines(&self, part: &str) -> Vec<String> {
+        if let Some(lines) = &mut *self.talks.lock().unwrap() {
+            *lines += 1;
+            return vec![format!("replayed {lines} records")];
+        }
         vec![format!("the last of {part}")]
     }
 }
@@ -118,6 +124,7 @@ async fn host() -> Host {
         unknown: Arc::default(),
         refuses: Arc::default(),
         silent: Arc::default(),
+        talks: Arc::default(),
     };
     empty(&db);
     db.script(|s| s.failing.extend([Step::Probe, Step::Plan]));
@@ -355,4 +362,19 @@ async fn one_that_runs_and_does_not_answer_yet_is_waited_for() {
     let plan = h.w.engine.plan_recovery(&request).await.unwrap();
     let (_, restore) = plan.restores().find(|(s, _)| s.service.as_str() == "db").unwrap();
     assert!(!restore.looks_again, "{restore:?}");
+}
+
+/// The wait runs from the last sign of progress: a log of many gigabytes is replayed for longer than one may be silent.
+#[tokio::test(start_paused = true)]
+async fn one_that_shows_progress_is_waited_for() {
+    let h = host().await;
+    *h.stack.silent.lock().unwrap() = true;
+    *h.stack.talks.lock().unwrap() = Some(0);
+    let later = async {
+        tokio::time::sleep(Duration::from_secs(1500)).await;
+        h.db.script(|s| s.failing.clear());
+    };
+    let (report, ()) = tokio::join!(h.recover(), later);
+    assert!(report.is_ok(), "{report:?}");
+    assert!(text_of(&h.db.live()).contains("hello world"));
 }

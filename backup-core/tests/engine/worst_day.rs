@@ -156,6 +156,44 @@ async fn without_room_it_is_refused_in_the_plan() {
     assert!(text_of(&a.live()).contains("hello 3") && !text_of(&b.live()).contains("hello"));
 }
 
+/// Each would fit alone; they are restored side by side, and what they replace stays.
+#[tokio::test]
+async fn without_room_for_all_of_them_the_last_one_is_refused_in_the_plan() {
+    let (w, a, b) = lost().await;
+    let free = backup_core::keep_aside::free_space(w.dir.path()).unwrap();
+    for fake in [&a, &b] {
+        fake.script(|s| s.room = Some(free / 5 * 3));
+    }
+    let made = plan(&w).await;
+    let blocked = |s: &&backup_core::engine::ServiceRecovery| matches!(&s.action, RecoveryAction::Blocked { why } if why.contains("with the services before it"));
+    assert_eq!((made.restores().count(), made.services.iter().filter(blocked).count()), (1, 1), "{made:?}");
+    // Alone, it fits.
+    let request = RecoveryRequest { services: vec![super::a()], ..RecoveryRequest::default() };
+    assert_eq!(w.engine.plan_recovery(&request).await.unwrap().restores().count(), 1);
+}
+
+/// Competing intervals: the newest counts, whatever it is called.
+#[tokio::test]
+async fn the_newest_of_all_intervals_is_taken() {
+    for newest in ["manual", "spot", "hourly"] {
+        let (w, a, _) = lost().await;
+        for interval in ["hourly", "manual", "spot"].into_iter().filter(|i| *i != newest).chain([newest]) {
+            set(&a, &format!("of {interval}"));
+            w.clock.advance_secs(60);
+            let mut request = BackupRequest::new(Interval::new(interval).unwrap());
+            request.services = vec![super::a()];
+            assert_eq!(w.engine.back_up(&request).await.unwrap().outcome(), Outcome::Ok, "{interval}");
+        }
+        set(&a, "");
+        w.clock.advance_secs(60);
+        let made = plan(&w).await;
+        let (_, restore) = made.restores().find(|(s, _)| s.service == super::a()).unwrap();
+        assert_eq!(restore.backup.interval.as_str(), newest);
+        recover(&w).await;
+        assert!(text_of(&a.live()).contains(&format!("of {newest}")));
+    }
+}
+
 /// The clock of the host that made the backups was ahead: they are the newest all the same.
 #[tokio::test]
 async fn a_clock_that_was_ahead_changes_nothing() {

@@ -18,11 +18,12 @@ use crate::stack::{Part, PartState, Stack};
 /// How often one that starts is looked at.
 pub(super) const POLL: Duration = Duration::from_millis(300);
 
-/// How long one may take that shows no progress: it writes nothing, and its state stays the same.
+/// How long one may take that shows no progress: it writes nothing, its state stays the same, and so does what it answers.
 pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How long one may take that goes on writing, unless the service has a budget of its own.
-const LIMIT: Duration = Duration::from_secs(900);
+/// How long one may take that goes on writing, unless the service has a budget of its own: some write without getting anywhere,
+/// and others replay the log of many gigabytes.
+const LIMIT: Duration = Duration::from_secs(3600);
 
 /// How long one that ended may need to be started again by the engine.
 const ENDED: Duration = Duration::from_secs(5);
@@ -285,6 +286,7 @@ struct Watch<'a> {
     stack: &'a Arc<dyn Stack>,
     part: &'a str,
     seen: Option<(PartState, Vec<String>)>,
+    answer: String,
     since: Instant,
     progress: Instant,
 }
@@ -292,7 +294,7 @@ struct Watch<'a> {
 impl<'a> Watch<'a> {
     fn new(stack: &'a Arc<dyn Stack>, part: &'a str) -> Self {
         let now = Instant::now();
-        Self { stack, part, seen: None, since: now, progress: now }
+        Self { stack, part, seen: None, answer: String::new(), since: now, progress: now }
     }
 
     /// How it is now.
@@ -316,12 +318,17 @@ impl<'a> Watch<'a> {
     }
 
     /// Waits no longer if nothing has moved for too long.
-    fn patient(&self, last: &AdapterError) -> Result<(), AdapterError> {
+    fn patient(&mut self, last: &AdapterError) -> Result<(), AdapterError> {
+        let answer = chain(last);
+        if self.answer != answer {
+            self.answer = answer;
+            self.progress = Instant::now();
+        }
         let waited = match (self.progress.elapsed() > PATIENCE, self.since.elapsed() > LIMIT) {
             (true, _) => format!("no progress for {} s", PATIENCE.as_secs()),
             (false, true) => format!("not ready after {} s", LIMIT.as_secs()),
             (false, false) => return Ok(()),
         };
-        Err(AdapterError::new(AdapterErrorKind::Timeout, format!("{waited}: {}", chain(last))))
+        Err(AdapterError::new(AdapterErrorKind::Timeout, format!("{waited}: {}", self.answer)))
     }
 }

@@ -10,6 +10,7 @@ use super::predict::{History, in_all, longest_first};
 use super::{
     PlannedRestore, RECOVERY_FORMAT, RecoveryAction, RecoveryPlan, RecoveryRequest, ServiceRecovery, Verified,
 };
+use crate::adapter::SpaceNeed;
 use crate::catalog::{BackupState, Entry, Filter};
 use crate::engine::capture::adapter_error;
 use crate::engine::preview::Chosen;
@@ -99,6 +100,8 @@ impl Inner {
             .any(|(n, f)| self.is_first(n, &names) && matches!(f, Ok(Found::Lost(_))));
         let guesses = around.as_ref().is_some_and(|a| a.unknown.is_some() || first_lost);
         let mut previews = Vec::new();
+        // What they need, they need all at once: nothing of what they replace is deleted.
+        let mut needs: Vec<SpaceNeed> = Vec::new();
         for (name, found) in names.iter().zip(found) {
             let service = self.service(name)?;
             let part = around.as_ref().and_then(|a| a.part_of(service));
@@ -106,6 +109,16 @@ impl Inner {
             let later = |e: &BackupError| match is_missing(e, service) {
                 true => guesses,
                 false => first_lost && !self.is_first(name, &names),
+            };
+            if let Ok(Found::Lost(preview)) = &found {
+                needs.extend(preview.plan.space.iter().cloned());
+            }
+            let found = match (&found, self.check_space(&needs)) {
+                (Ok(Found::Lost(preview)), Err(e)) => {
+                    needs.truncate(needs.len() - preview.plan.space.len());
+                    Err(BackupError::Refused(format!("{}, with the services before it", chain(&e))))
+                }
+                _ => found,
             };
             let action = match found {
                 Ok(Found::Lost(preview)) => {
