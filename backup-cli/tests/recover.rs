@@ -1,6 +1,6 @@
 //! `recover`: the plan, the run, and plans for later.
 
-use super::support::{FIRST, World, tree};
+use super::support::{FIRST, TWO, World, tree};
 
 /// A host that has lost everything but the store and the configuration.
 fn lost() -> World {
@@ -29,6 +29,29 @@ fn what_was_lost_comes_back() {
     let again = world.run(&["recover", "--yes"]);
     assert_eq!(again.code, 4, "{again:#?}");
     assert!(again.out.contains("left alone"), "{again:#?}");
+}
+
+/// All of it, beside what the host may take for all of it.
+#[test]
+fn the_whole_is_compared_with_the_hosts_rto() {
+    let world = lost();
+    world.write("backup.toml", &format!("rto = '10min'\n{TWO}"));
+    let done = world.ok(&["recover", "--yes"]);
+    assert!(
+        done.out.contains("all of it took ") && done.out.contains("; the host's rto is 10 min"),
+        "{done:#?}"
+    );
+    // Measured by now, and more than somebody wants.
+    world.write("backup.toml", &format!("rto = '1ms'\n{TWO}"));
+    for name in ["data/a.txt", ".env"] {
+        std::fs::remove_file(world.path(name)).unwrap();
+    }
+    let plan = world.ok(&["recover", "--dry-run"]);
+    assert!(plan.out.lines().next().unwrap().contains("; MORE than the host's rto of "), "{plan:#?}");
+    let plan = &world.ok(&["recover", "--dry-run", "--json"]).lines()[0];
+    assert_eq!(plan["target_ms"].as_u64(), Some(1), "{plan}");
+    let drill = world.ok(&["drill"]);
+    assert!(drill.out.contains("; MORE than the host's rto of "), "{drill:#?}");
 }
 
 #[test]

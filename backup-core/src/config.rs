@@ -66,6 +66,8 @@ pub struct Config {
     pub state_dir: Option<PathBuf>,
     /// The name of this host in metadata, and in the URLs of stores. The program asks the system if it is not set.
     pub host: Option<String>,
+    /// How long a recovery of all services may take.
+    pub rto: Option<Duration>,
     /// The series, by name.
     pub intervals: BTreeMap<Interval, IntervalConfig>,
     /// The services, by name.
@@ -295,6 +297,7 @@ impl Config {
             copies: Vec::new(),
             state_dir: None,
             host: None,
+            rto: None,
             intervals: BTreeMap::new(),
             services: BTreeMap::new(),
             limits: Limits::default(),

@@ -39,6 +39,8 @@ pub struct BackupPlan {
     pub state_dir: Option<PathBuf>,
     /// The host's name in metadata; `None`: the program asks the system.
     pub host: Option<String>,
+    /// How long a recovery of all services may take.
+    pub rto: Option<Duration>,
     /// Where backups go; opened by [`StoreRegistry::open`](crate::StoreRegistry::open).
     pub store: StoreConfig,
     /// What that store is called: [`PRIMARY_STORE`], but for a plan [`for_store`](Self::for_store).
@@ -176,6 +178,7 @@ impl BackupPlan {
         Ok(Self {
             state_dir: config.state_dir.map(|dir| base_dir.join(dir)),
             host: config.host,
+            rto: config.rto,
             store,
             store_name,
             stores,

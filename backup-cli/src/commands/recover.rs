@@ -14,6 +14,7 @@ use super::restore;
 use crate::context::{Context, Done, Session, Written};
 use crate::error::CliError;
 use crate::moment::{AT_HELP, At};
+use crate::render::drill::against;
 use crate::render::report;
 use crate::render::table::{self, Column};
 use crate::ui::{BOLD, GREEN, RED, YELLOW, paint};
@@ -161,7 +162,7 @@ fn show(cx: &Context, plan: &RecoveryPlan) {
     let (todo, all) = (plan.restores().count(), plan.services.len());
     let time = match plan.predicted_ms {
         Some(0) => String::new(),
-        Some(ms) => format!(", about {}", format::millis(ms)),
+        Some(ms) => format!(", about {}{}", format::millis(ms), against(ms, plan.target_ms)),
         None => ", in a time that was not measured yet".to_owned(),
     };
     let mut out = vec![paint(BOLD, &format!("recover {todo} of {}{time}", format::count(all, "service")))];
@@ -294,6 +295,10 @@ fn outcome(plan: &RecoveryPlan, report: &RunReport) -> String {
         ]);
     }
     let mut out = table::text(&table);
+    if let Some(target) = plan.target_ms {
+        let ms = u64::try_from((report.finished_at - report.started_at).num_milliseconds()).unwrap_or(0);
+        out.push_str(&format!("\n\nall of it took {}{}", format::millis(ms), against(ms, Some(target))));
+    }
     if let Some((lost, service)) = most {
         out.push_str(&format!("\n\ndata lost: at most the last {}, of {service}", format::age(lost)));
     }

@@ -42,11 +42,21 @@ fn recovery(drill: &DrillReport) -> String {
     let critical: Vec<&str> =
         drill.services.iter().filter(|s| s.critical).map(|s| s.service.as_str()).collect();
     format!(
-        "{}, {} at once; what decides: {}",
+        "{}, {} at once{}; what decides: {}",
         format::millis(drill.ms),
         drill.parallel,
+        against(drill.ms, drill.target_ms),
         critical.join(", then ")
     )
+}
+
+/// How long it took, or will take, beside how long it may.
+pub(crate) fn against(ms: u64, target: Option<u64>) -> String {
+    match target {
+        None => String::new(),
+        Some(target) if ms > target => format!("; MORE than the host's rto of {}", format::millis(target)),
+        Some(target) => format!("; the host's rto is {}", format::millis(target)),
+    }
 }
 
 /// How old the data was at most.
@@ -240,7 +250,7 @@ mod tests {
 
     fn drill() -> DrillReport {
         serde_json::from_str(
-            r#"{"run_id": "20260309_043820-1a2b3c4d", "host": "<h&1>", "started_at": "2026-03-09T04:38:20Z", "ms": 10000,
+            r#"{"run_id": "20260309_043820-1a2b3c4d", "host": "<h&1>", "started_at": "2026-03-09T04:38:20Z", "ms": 10000, "target_ms": 600000,
             "select_ms": 500, "parallel": 2, "services": [{
                 "service": "redis", "kind": "redis", "after": [], "began_ms": 500, "ms": 9500, "target_ms": 9000,
                 "plain_bytes": 80000000, "outcome": "ok", "error": null, "notes": [], "critical": true,
@@ -264,7 +274,7 @@ mod tests {
             "4 VERIFY",
             "5 CLEAN UP",
             "passed",
-            "what decides: redis",
+            "2 at once; the host's rto is 10 min; what decides: redis",
             "10 MB",
             "5.0 s (+90 %)",
             "38 min 20 s ago",

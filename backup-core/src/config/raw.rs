@@ -30,6 +30,7 @@ struct RawConfig {
     copies: Vec<StoreName>,
     state_dir: Option<PathBuf>,
     host: Option<String>,
+    rto: Option<Span>,
     #[serde(default)]
     intervals: BTreeMap<String, toml::Table>,
     #[serde(default)]
@@ -238,6 +239,7 @@ pub(super) fn read(table: toml::Table) -> Result<Config, ConfigError> {
         copies: named_once(raw.copies, "copies")?,
         state_dir: raw.state_dir,
         host: raw.host,
+        rto: duration(raw.rto),
         intervals,
         services,
         limits: limits(&raw.limits)?,

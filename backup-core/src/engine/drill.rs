@@ -40,6 +40,9 @@ pub struct DrillReport {
     pub started_at: DateTime<Utc>,
     /// How long all of it took, in ms.
     pub ms: u64,
+    /// How long a recovery of all of it may take, in ms.
+    #[serde(default)]
+    pub target_ms: Option<u64>,
     /// How long the selection of the backups took of that, in ms.
     pub select_ms: u64,
     /// How many services were drilled at once.
@@ -186,6 +189,7 @@ impl Engine {
             host: report.host.clone(),
             started_at: report.started_at,
             ms,
+            target_ms: inner.plan.rto.map(span),
             select_ms,
             parallel: inner.parallel(),
             services,

@@ -53,6 +53,9 @@ pub struct RecoveryPlan {
     /// How long all of it will take, in ms: to look as for this plan, the services along `after` and no more at once than
     /// `parallel`, and the applications. `None` if one of the services was never measured.
     pub predicted_ms: Option<u64>,
+    /// How long all of it may take, in ms.
+    #[serde(default)]
+    pub target_ms: Option<u64>,
 }
 
 /// What a recovery does to the parts of a stack that no service runs in: applications, which use the services.

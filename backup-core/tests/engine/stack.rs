@@ -212,6 +212,8 @@ async fn applications_stay_stopped_while_a_service_is_not_back() {
         empty(&fails);
         let report = h.recover().await;
         assert_eq!(report.outcome(), Outcome::Failed, "{step}");
+        // What has its data back keeps it, if nobody can write to it either.
+        assert_eq!(text_of(&fails.live()).contains("hello world"), step == Step::ProveWritable, "{step}");
         assert_eq!(h.stack.orders(), ["stop web", "start db"], "{step}");
         assert!(h.w.events.warnings().iter().any(|w| w.contains("not started, because env")), "{step}");
         assert_eq!(h.w.engine.state().fenced().unwrap(), ["web"]);

@@ -92,6 +92,7 @@ impl Inner {
             stack: None,
             parallel: self.parallel_recovery(),
             predicted_ms: None,
+            target_ms: self.plan.rto.map(millis),
         };
         // How the stack is may be known only when the files are back that it is made from.
         let first_lost = names
