@@ -80,7 +80,7 @@ fn unknown_keys_name_the_closest_one() {
     refused(
         &with_store("[sevices.redis]\nkind = 'redis'"),
         "backup.toml: unknown key `sevices`",
-        "did you mean `services`? the keys are store, stores, copies, state_dir, host, intervals, services, limits, compression, guard, compose, encryption, spot, notify, backup_configuration",
+        "did you mean `services`? the keys are store, stores, copies, state_dir, host, rto, intervals, services, limits, compression, guard, compose, encryption, spot, notify, backup_configuration",
     );
     refused(
         &with_service("[intervals.15min]\nservices = ['data']\nkeeep = 3"),

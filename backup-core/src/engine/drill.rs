@@ -217,7 +217,6 @@ impl Inner {
         names: &[ServiceName],
     ) -> Result<(DrilledService, Result<Entry, String>), BackupError> {
         let service = self.service(name)?;
-        let span = |d: std::time::Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
         let mut drilled = DrilledService {
             service: name.clone(),
             kind: service.kind.clone(),
@@ -268,4 +267,8 @@ impl Inner {
         self.announce(&step);
         step
     }
+}
+
+fn span(time: std::time::Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }

@@ -21,7 +21,7 @@ use crate::adapter::{
 use crate::context::OpContext;
 use crate::error::{AdapterError, AdapterErrorKind};
 use crate::id::{ArtifactName, RunId};
-use crate::metadata::{ArtifactMeta, Consistency, Evidence, Metadata};
+use crate::metadata::{ArtifactMeta, Consistency, Evidence, Image, Metadata};
 use crate::registry::AdapterConfig;
 use crate::runtime::{InterruptionEntry, Replay};
 use crate::source::{Artifact, BackupSource, CaptureReport, ReadOutcome, Settlement};
@@ -208,6 +208,7 @@ impl FakeAdapter {
         report.fingerprint =
             state.script.fingerprint.then(|| blake3::hash(text_of(content).as_bytes()).to_hex().to_string());
         report.only_if_changed = state.script.only_if_changed;
+        report.image = state.script.image.clone().map(|name| Image { name, digest: None });
         report
     }
 }

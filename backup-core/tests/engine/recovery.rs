@@ -42,6 +42,16 @@ async fn recover(w: &World, plan: &RecoveryPlan) -> RunReport {
     w.engine.recover(plan, CancellationToken::new()).await.unwrap()
 }
 
+/// Waits while others go on; what never comes is a failure, not a test that hangs.
+async fn until(what: &str, done: impl Fn() -> bool) {
+    let came = async {
+        while !done() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), came).await.expect(what);
+}
+
 fn actions(plan: &RecoveryPlan) -> Vec<(&str, &str)> {
     let word = |action: &RecoveryAction| match action {
         RecoveryAction::Restore(_) => "restore",
@@ -210,9 +220,7 @@ async fn a_recovery_that_had_to_wait_restores_nothing_over_what_came_back() {
     let lock = state.lock(&name, &other, Duration::ZERO, &never, &backup_core::NoEvents).await.unwrap();
     let meanwhile = async {
         let waits = |e: &Event| matches!(e, Event::Waiting { .. });
-        while !w.events.0.lock().unwrap().iter().any(waits) {
-            tokio::task::yield_now().await;
-        }
+        until("it waits", || w.events.0.lock().unwrap().iter().any(waits)).await;
         for fake in [&a, &b] {
             fake.script(|s| s.set_artifact("one", ["came back, and was written to"]));
         }
@@ -264,9 +272,7 @@ async fn what_a_recovery_needs_is_kept_while_it_lasts() {
     };
     let cancel = CancellationToken::new();
     let meanwhile = async {
-        while !hanging.log().iter().any(|c| matches!(c, Asked::Stage)) {
-            tokio::task::yield_now().await;
-        }
+        until("it restores", || hanging.log().iter().any(|c| matches!(c, Asked::Stage))).await;
         assert_eq!(reading().await, 2);
         cancel.cancel();
     };

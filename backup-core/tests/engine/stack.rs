@@ -31,6 +31,8 @@ struct Fake {
     silent: Arc<Mutex<bool>>,
     /// It goes on writing, in so many lines so far.
     talks: Arc<Mutex<Option<u64>>>,
+    /// The image of `db`, and whether it is on the host.
+    image: Arc<Mutex<Option<(&'static str, bool)>>>,
 }
 
 #[async_trait]
@@ -45,6 +47,9 @@ impl Stack for Fake {
             let mut part = Part::new(name);
             part.containers = vec![format!("{name}-1")];
             part.state = *state;
+            if let Some((image, here)) = self.image.lock().unwrap().filter(|_| name == "db") {
+                (part.image, part.has_image) = (Some(image.to_owned()), here);
+            }
             part
         };
         Ok(self.states.lock().unwrap().iter().map(part).collect())
@@ -89,6 +94,10 @@ impl Fake {
         std::mem::take(&mut self.orders.lock().unwrap())
     }
 
+    fn has(&self, image: &'static str, here: bool) {
+        *self.image.lock().unwrap() = Some((image, here));
+    }
+
     fn set(&self, part: &str, state: PartState) {
         self.states.lock().unwrap().insert(part.to_owned(), state);
     }
@@ -111,7 +120,7 @@ fn empty(fake: &FakeAdapter) {
 /// Backed up; then the database's container is gone, and the applications run on.
 async fn host() -> Host {
     let (db, env, files) = (adapter(), adapter(), adapter());
-    db.script(|s| s.container = Some("db-1".to_owned()));
+    db.script(|s| (s.container, s.image) = (Some("db-1".to_owned()), Some("db:1".to_owned())));
     env.script(|s| s.comes_first = true);
     let w = World::with_config(HOST, &[("db", db.clone()), ("env", env.clone()), ("web-files", files)]).await;
     assert_eq!(w.back_up().await.outcome(), Outcome::Ok);
@@ -125,6 +134,7 @@ async fn host() -> Host {
         refuses: Arc::default(),
         silent: Arc::default(),
         talks: Arc::default(),
+        image: Arc::default(),
     };
     empty(&db);
     db.script(|s| s.failing.extend([Step::Probe, Step::Plan]));
@@ -379,4 +389,24 @@ async fn one_that_shows_progress_is_waited_for() {
     let (report, ()) = tokio::join!(h.recover(), later);
     assert!(report.is_ok(), "{report:?}");
     assert!(text_of(&h.db.live()).contains("hello world"));
+}
+
+/// A plan says what will surprise: an image that has to be fetched, and one that is not what the backup was made of.
+#[tokio::test]
+async fn a_plan_names_an_image_that_is_missing_or_another_one() {
+    let h = host().await;
+    let warnings = async |image: &'static str, here: bool| {
+        h.stack.has(image, here);
+        let plan = h.plan().await;
+        let (_, restore) = plan.restores().find(|(s, _)| s.service.as_str() == "db").unwrap();
+        restore.warnings.clone()
+    };
+    assert_eq!(warnings("db:1", true).await, [] as [String; 0]);
+    let missing = warnings("db:1", false).await;
+    assert!(missing.len() == 1 && missing[0].contains("`db:1` is not on this host"), "{missing:?}");
+    let other = warnings("db:2", true).await;
+    assert!(
+        other.len() == 1 && other[0].contains("was made of `db:1`; `db` has the image `db:2`"),
+        "{other:?}"
+    );
 }

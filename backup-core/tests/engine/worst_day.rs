@@ -176,7 +176,9 @@ async fn without_room_for_all_of_them_the_last_one_is_refused_in_the_plan() {
 #[tokio::test]
 async fn the_newest_of_all_intervals_is_taken() {
     for newest in ["manual", "spot", "hourly"] {
-        let (w, a, _) = lost().await;
+        let (a, b) = (adapter(), adapter());
+        let config = format!("{TWO}intervals.spot = {{ services = ['a'] }}\n");
+        let w = World::with_config(&config, &[("a", a.clone()), ("b", b)]).await;
         for interval in ["hourly", "manual", "spot"].into_iter().filter(|i| *i != newest).chain([newest]) {
             set(&a, &format!("of {interval}"));
             w.clock.advance_secs(60);

@@ -112,7 +112,7 @@ impl Inner {
                 false => first_lost && !self.is_first(name, &names),
             };
             if let Ok(Found::Lost(preview)) = &found {
-                needs.extend(preview.plan.space.iter().cloned());
+                needs.extend(preview.plan.space.iter().map(still_there));
             }
             let found = match (&found, self.check_space(&needs)) {
                 (Ok(Found::Lost(preview)), Err(e)) => {
@@ -374,6 +374,12 @@ impl Inner {
             None => format!("{name} {now}"),
         }))
     }
+}
+
+/// The same on a folder that outlives the look: a spool is gone with it.
+fn still_there(need: &SpaceNeed) -> SpaceNeed {
+    let path = need.path.ancestors().find(|path| path.exists()).unwrap_or(&need.path);
+    SpaceNeed { path: path.to_owned(), bytes: need.bytes }
 }
 
 fn millis(span: Duration) -> u64 {

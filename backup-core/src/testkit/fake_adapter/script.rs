@@ -111,6 +111,8 @@ pub struct Script {
     pub live: Content,
     /// Steps that fail.
     pub failing: BTreeSet<Step>,
+    /// The image that its captures name.
+    pub image: Option<String>,
     /// It runs and does not answer, as a server that reads its log; what a restore would do can be said all the same.
     pub silent: bool,
     /// Steps that hang until the operation is cancelled or its deadline passes.
@@ -154,6 +156,7 @@ impl Default for Script {
         Self {
             live: Content::new(),
             failing: BTreeSet::new(),
+            image: None,
             silent: false,
             hanging: BTreeSet::new(),
             panicking: BTreeSet::new(),
