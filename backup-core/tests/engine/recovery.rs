@@ -43,7 +43,7 @@ async fn recover(w: &World, plan: &RecoveryPlan) -> RunReport {
 }
 
 /// Waits while others go on; what never comes is a failure, not a test that hangs.
-async fn until(what: &str, done: impl Fn() -> bool) {
+async fn until(what: &str, done: impl Fn() -> bool + Send + Sync) {
     let came = async {
         while !done() {
             tokio::task::yield_now().await;
