@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::recover::{ScratchRestore, critical_path};
+use super::recover::{ScratchRestore, critical_path, span};
 use super::report::PhaseReport;
 use super::{Engine, Inner, RunReport, Selector, StepReport, millis};
 use crate::catalog::{Entry, VerifyLevel};
@@ -267,8 +267,4 @@ impl Inner {
         self.announce(&step);
         step
     }
-}
-
-fn span(time: std::time::Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }

@@ -8,6 +8,7 @@ mod plan;
 mod predict;
 mod run;
 
+pub(super) use plan::millis as span;
 pub(super) use predict::critical_path;
 
 use chrono::{DateTime, Utc};

@@ -111,15 +111,9 @@ impl Inner {
                 true => guesses,
                 false => first_lost && !self.is_first(name, &names),
             };
-            if let Ok(Found::Lost(preview)) = &found {
-                needs.extend(preview.plan.space.iter().map(still_there));
-            }
-            let found = match (&found, self.check_space(&needs)) {
-                (Ok(Found::Lost(preview)), Err(e)) => {
-                    needs.truncate(needs.len() - preview.plan.space.len());
-                    Err(BackupError::Refused(format!("{}, with the services before it", chain(&e))))
-                }
-                _ => found,
+            let found = match found {
+                Ok(Found::Lost(preview)) => self.with_room(&mut needs, preview),
+                other => other,
             };
             let action = match found {
                 Ok(Found::Lost(preview)) => {
@@ -313,6 +307,23 @@ impl Inner {
         }
     }
 
+    /// Counts what a restore needs to what others need already; refused is the one that it does not suffice for.
+    fn with_room(
+        &self,
+        needs: &mut Vec<SpaceNeed>,
+        preview: Box<RestorePreview>,
+    ) -> Result<Found, BackupError> {
+        let before = needs.len();
+        needs.extend(preview.plan.space.iter().map(still_there));
+        match self.check_space(&*needs) {
+            Ok(()) => Ok(Found::Lost(preview)),
+            Err(e) => {
+                needs.truncate(before);
+                Err(BackupError::Refused(format!("{}, with the services before it", chain(&e))))
+            }
+        }
+    }
+
     /// The newest good backup and its evidence; where there is none, the newest of the old scripts, of which nothing is known
     /// before it is read.
     pub(in crate::engine) async fn choose_for_recovery(
@@ -382,7 +393,7 @@ fn still_there(need: &SpaceNeed) -> SpaceNeed {
     SpaceNeed { path: path.to_owned(), bytes: need.bytes }
 }
 
-fn millis(span: Duration) -> u64 {
+pub(in crate::engine) fn millis(span: Duration) -> u64 {
     u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
 }
 
