@@ -16,11 +16,13 @@ use crate::secret::Secret;
 use crate::source::ByteStream;
 
 mod interruption;
+mod patience;
 
 pub use interruption::{
     Announced, Interruption, InterruptionContext, InterruptionEntry, InterruptionJournal, InterruptionKind,
     NoWatchdog, Place, Replay, Watchdog,
 };
+pub use patience::Patience;
 
 /// How one service is run on this host.
 ///
@@ -68,6 +70,23 @@ pub trait ServiceRuntime: fmt::Debug + Send + Sync + 'static {
     /// Where a path of the service lies on this host; `None` if it cannot be reached from here. See
     /// [`Inspection::host_path`].
     async fn volume_path(&self, inside: &Path) -> Result<Option<PathBuf>, AdapterError>;
+
+    /// What shows from outside that the service is alive, for [`Patience`]. Changes nothing.
+    async fn signs(&self) -> Result<Signs, AdapterError> {
+        Ok(Signs { state: self.inspect().await?.state, started: None, last_lines: Vec::new() })
+    }
+}
+
+/// What shows from outside whether a service is alive.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Signs {
+    /// Whether it runs.
+    pub state: RunState,
+    /// When it was started last, in the engine's words; `None` where the engine does not tell. Another one each time that it
+    /// is started.
+    pub started: Option<String>,
+    /// The last lines that it has written, the newest last; empty if they are not to be had.
+    pub last_lines: Vec<String>,
 }
 
 /// Whether a service runs.

@@ -2,6 +2,7 @@
 //! it on a host that has lost more than data.
 
 use std::fmt;
+use std::path::PathBuf;
 
 use async_trait::async_trait;
 
@@ -31,6 +32,12 @@ pub trait Stack: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// The program's own words.
     async fn stop(&self, parts: &[String]) -> Result<(), AdapterError>;
+
+    /// The folder of this host in which parts keep their data, if nothing else is said. `None` if that is nowhere here, or not
+    /// known.
+    async fn data_root(&self) -> Option<PathBuf> {
+        None
+    }
 
     /// The last lines that a part has written, the newest last. Empty if there are none to be had.
     async fn last_lines(&self, part: &str) -> Vec<String>;

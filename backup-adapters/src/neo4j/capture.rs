@@ -26,9 +26,6 @@ use crate::runtime::docker::Purpose;
 /// How long an interruption may last that nothing else limits.
 const LONGEST: Duration = Duration::from_secs(4 * 3600);
 
-/// How long a server may take to come up again.
-pub(super) const COME_BACK: Duration = Duration::from_secs(600);
-
 /// The folders of an archive of files.
 pub(super) const DATA: &str = "data";
 pub(super) const TRANSACTIONS: &str = "transactions";

@@ -3,9 +3,10 @@
 use std::fmt;
 use std::time::Duration;
 
+use backup_core::runtime::Patience;
 use backup_core::{AdapterError, AdapterErrorKind, Evidence, OpContext, Secret};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{sleep, timeout};
 
 use super::bolt::{Bolt, Login};
 use crate::runtime::{DockerRuntime, ServiceSecret};
@@ -89,10 +90,10 @@ impl Server {
     /// Waits until it answers, whether it lets us in or not, and until its databases are there again.
     ///
     /// # Errors
-    /// `Unavailable` with its last excuse, once `limit` or the budget is over; `PermissionDenied` as soon as it answers
-    /// that.
-    pub(super) async fn wait(&self, cx: &OpContext, limit: Duration) -> Result<Bolt, AdapterError> {
-        let until = Instant::now() + limit;
+    /// `Unavailable` with its last excuse and its last lines, once it has ended, shows nothing new, or the budget is over;
+    /// `PermissionDenied` as soon as it answers that.
+    pub(super) async fn wait(&self, cx: &OpContext) -> Result<Bolt, AdapterError> {
+        let mut patience = Patience::with(&self.docker);
         loop {
             let tried = async {
                 let mut bolt = self.connect(cx).await?;
@@ -100,7 +101,7 @@ impl Server {
                 Ok::<_, AdapterError>(bolt)
             };
             match tried.await {
-                Err(e) if e.kind() == AdapterErrorKind::Unavailable && Instant::now() < until => {}
+                Err(e) if e.kind() == AdapterErrorKind::Unavailable => patience.after(e).await?,
                 done => return done,
             }
             cx.within(sleep(LOOK)).await?;
@@ -111,9 +112,13 @@ impl Server {
 /// Whether every database is as it was asked to be.
 ///
 /// # Errors
-/// `Unavailable`, naming one that is not.
+/// `Unavailable`, naming one that is not; `Corrupt` for one that the server has given up.
 pub(super) async fn online(cx: &OpContext, bolt: &mut Bolt) -> Result<Vec<Database>, AdapterError> {
     let all = databases(cx, bolt).await?;
+    if let Some((database, why)) = all.iter().find_map(|d| Some((d, d.failure()?))) {
+        let what = format!("database `{}` did not come up, and is not tried again: {why}", database.name);
+        return Err(AdapterError::corrupt(what));
+    }
     match all.iter().find(|d| d.wanted != d.status) {
         None => Ok(all),
         Some(late) => Err(AdapterError::new(

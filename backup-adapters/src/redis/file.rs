@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use backup_core::keep_aside::{self, Swap};
-use backup_core::runtime::{Interruption, InterruptionKind, RunState, ServiceRuntime};
+use backup_core::runtime::{Interruption, InterruptionKind, Patience, RunState, ServiceRuntime};
 use backup_core::{
     AdapterError, AdapterErrorKind, Evidence, Metadata, OpContext, Replaced, RestorePlan, RestoreSource,
     RestoreTarget, SpaceNeed, StepToken,
@@ -220,8 +220,7 @@ impl Files {
         let expected = self.expected.clone().ok_or_else(never_staged)?;
         if !self.swaps.iter().any(is_staged) {
             // A run that died had exchanged them; whatever was running then was started.
-            let back = wire::calm(cx, USUAL_TIME);
-            loaded(&back, server).await?;
+            loaded(cx, server).await?;
             self = self.exchange().await?;
             return self.finished(Done { evidence: expected }).await;
         }
@@ -230,28 +229,51 @@ impl Files {
         phase(cx, "stopping the server");
         let mut interruption = stop(server, runtime(server)?, cx, deadline).await?;
         phase(cx, "replacing its files");
-        let mut placed = self.clone().exchange().await;
+        let placed = self.clone().exchange().await;
         if placed.is_err() {
             // The first error tells more; what cannot be put back now is by the next switch.
             let _second = self.clone().put_back(cx.timestamp).await;
         }
         phase(cx, "starting the server");
-        interruption.end().await?;
-        let back = wire::calm(cx, USUAL_TIME);
-        phase(cx, "waiting for the server to load its data");
-        if let Ok(files) = placed {
-            placed = match started(&back, server, &expected).await {
-                Ok(done) => return files.finished(done).await,
-                Err(e) => {
-                    let deadline = Instant::now() + USUAL_TIME;
-                    let mut stopped = stop(server, runtime(server)?, &back, deadline).await?;
-                    let put_back = files.put_back(cx.timestamp).await;
-                    stopped.end().await?;
-                    put_back.and(Err(e))
-                }
-            };
+        let up = interruption.end().await;
+        let files = match placed {
+            Ok(files) => files,
+            Err(e) => return up.and(Err(e)),
+        };
+        let holds = async {
+            up?;
+            phase(cx, "waiting for the server to load its data");
+            started(cx, server, &expected).await
+        };
+        match holds.await {
+            Ok(done) => files.finished(done).await,
+            Err(e) => {
+                phase(cx, "putting the old data back");
+                files.take_back(server, cx, interruption).await?;
+                Err(e)
+            }
         }
-        placed
+    }
+
+    /// The server starts on its old data again, as far as it came with the new one.
+    async fn take_back(
+        self,
+        server: &Server,
+        cx: &OpContext,
+        mut stopped: Interruption,
+    ) -> Result<(), AdapterError> {
+        let back = wire::calm(cx, USUAL_TIME);
+        let mut again = match stopped.interrupts() {
+            true => None,
+            false => Some(stop(server, runtime(server)?, &back, Instant::now() + USUAL_TIME).await?),
+        };
+        let put_back = self.put_back(cx.timestamp).await;
+        for interruption in [Some(&mut stopped), again.as_mut()].into_iter().flatten() {
+            interruption.end().await?;
+        }
+        // One that had ended by itself was not stopped by us.
+        runtime(server)?.start().await?;
+        put_back.map(drop)
     }
 
     async fn finished(mut self, done: Done) -> Result<Self, AdapterError> {
@@ -310,7 +332,7 @@ impl Files {
         let undone = self.put_back(cx.timestamp).await;
         interruption.end().await?;
         let mut undone = undone?;
-        loaded(&wire::calm(cx, USUAL_TIME), server).await?;
+        loaded(cx, server).await?;
         undone.records.push(record.clone());
         kept::write_record(record, &undone).await?;
         Ok(undone)
@@ -385,17 +407,27 @@ async fn stop(
 
 /// Waits until the server answers and has loaded its data.
 async fn loaded(cx: &OpContext, server: &Server) -> Result<Info, AdapterError> {
+    let cx = &wire::calm(cx, Patience::LIMIT);
+    let runtime = runtime(server)?;
+    let mut patience = Patience::with(&*runtime);
     loop {
         let asked = async {
             let mut conn = server.connect(cx).await?;
             Info::read(&mut conn, cx).await
         };
-        match asked.await {
+        let late = match asked.await {
             Ok(live) if !live.is("loading") => return Ok(live),
-            Ok(_) => {}
-            Err(e) if e.kind() == AdapterErrorKind::Unavailable => {}
+            Ok(live) => AdapterError::new(
+                AdapterErrorKind::Unavailable,
+                format!(
+                    "{server} loads its data: {} bytes so far",
+                    live.number("loading_loaded_bytes").unwrap_or(0)
+                ),
+            ),
+            Err(e) if e.kind() == AdapterErrorKind::Unavailable => e,
             Err(e) => return Err(e),
-        }
+        };
+        patience.after(late).await?;
         cx.within(sleep(LOOK)).await?;
     }
 }

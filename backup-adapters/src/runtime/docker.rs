@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use backup_core::runtime::{ExecCommand, Execution, ExitStatus, Inspection, RunState, ServiceRuntime};
+use backup_core::runtime::{ExecCommand, Execution, ExitStatus, Inspection, RunState, ServiceRuntime, Signs};
 use backup_core::{AdapterError, AdapterErrorKind, Image, RunId, Secret, shell_quote};
 use bollard::models::{ContainerInspectResponse, ContainerState};
 
@@ -181,11 +181,7 @@ impl DockerRuntime {
     /// # Errors
     /// `Unavailable`, `Timeout`.
     pub async fn root(&self) -> Result<Option<PathBuf>, AdapterError> {
-        if self.engine.socket().is_none() {
-            return Ok(None);
-        }
-        let info = self.engine.client().await?.info();
-        Ok(self.engine.call("ask for the engine's folder", info).await?.docker_root_dir.map(PathBuf::from))
+        self.engine.root().await
     }
 
     /// Whether the engine sees the files of this host: it is reached over a socket.
@@ -263,6 +259,16 @@ impl ServiceRuntime for DockerRuntime {
             labels: config.labels.unwrap_or_default().into_iter().collect(),
             mounts,
         })
+    }
+
+    async fn signs(&self) -> Result<Signs, AdapterError> {
+        let container = self.found().await?;
+        let state = container.state.unwrap_or_default();
+        let last_lines = match &container.id {
+            Some(id) => self.engine.last_lines(id).await,
+            None => Vec::new(),
+        };
+        Ok(Signs { state: state_of(&state), started: state.started_at, last_lines })
     }
 
     async fn start(&self) -> Result<(), AdapterError> {

@@ -131,18 +131,26 @@ impl Live {
         let expected =
             self.expected.clone().ok_or_else(|| AdapterError::corrupt("the restore was never staged"))?;
         let from = self.staged.join(twin::DATA);
-        if exchange::is_done(&self.kept) {
-            if let Some(runtime) = server.runtime() {
-                runtime.start().await?;
-            }
-        } else {
-            self.exchange(server, cx, &from, &self.kept).await?;
-        }
-        phase(cx, "waiting for the server");
-        if let Err(e) = check(server, cx, &expected).await {
-            if e.kind() != AdapterErrorKind::Corrupt {
+        let up = match (exchange::is_done(&self.kept), server.runtime()) {
+            (true, Some(runtime)) => runtime.start().await,
+            (true, None) => Ok(()),
+            (false, _) => self.exchange(server, cx, &from, &self.kept).await,
+        };
+        let up = match up {
+            Err(e) if !exchange::is_done(&self.kept) => return Err(e),
+            up => up,
+        };
+        let holds = async {
+            up?;
+            phase(cx, "waiting for the server");
+            check(server, cx, &expected).await
+        };
+        if let Err(e) = holds.await {
+            // It shows other data, or it does not come up with it.
+            if !matches!(e.kind(), AdapterErrorKind::Corrupt | AdapterErrorKind::Unavailable) {
                 return Err(e);
             }
+            phase(cx, "putting the old data back");
             let again = self.staged.join("refused");
             self.exchange(server, cx, &self.kept, &again).await?;
             let empty = self.kept.clone();

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 
-use backup_core::testkit::adapter_suite::{Bench, capture};
-use backup_core::{AdapterErrorKind, Event, EventSink, OpContext, chain};
+use backup_core::testkit::adapter_suite::{Bench, Damage, capture};
+use backup_core::{AdapterErrorKind, Event, EventSink, OpContext, RestoreTarget, chain};
 
 use crate::faults::bring_back;
 use crate::graph::Graph;
@@ -259,4 +259,45 @@ async fn an_engine_that_goes_leaves_a_journal_to_go_by() {
     socket.listen();
     bring_back(&graph, &cx).await;
     assert_eq!(graph.content(), before);
+}
+
+/// Nobody waits for a server that has ended, or has given a database up; and it does not stay down: it runs on its old data,
+/// and the error has its last words.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Docker and root"]
+async fn a_server_that_cannot_open_the_restored_data_runs_on_the_old_one() {
+    let graph = Graph::with(&[]);
+    graph.seed("backup", 50);
+    let adapter = graph.adapter("capture = 'stop-dump'");
+    let backup = captured(&*adapter).await.unwrap();
+    graph.wait_until_up();
+    graph.seed("old", 20);
+    let old = graph.content();
+    for (database, why) in [("neo4j", "database `neo4j` did not come up"), ("system", "ended")] {
+        let bench = bench();
+        let mut cx = context(&bench);
+        let plan = adapter.plan_restore(&cx, &backup.metadata, &RestoreTarget::Live).await.unwrap();
+        let token = adapter.stage(&cx, &plan, &backup.source(Damage::None)).await.unwrap();
+        let name = graph.name.clone();
+        cx.events = Arc::new(Then("starting the server", move || spoil(&name, database)));
+        let e = adapter.switch(&cx, &plan, &token).await.unwrap_err();
+        let text = chain(&e);
+        assert!(text.contains("the old data is live again") && text.contains(why), "{database}: {text}");
+        graph.wait_until_up();
+        assert_eq!(graph.content(), old, "{database}");
+        assert!(cx.journal.entries().await.unwrap().is_empty(), "{database}");
+        adapter.discard(&cx, &token).await.unwrap();
+        graph.forget_kept();
+    }
+}
+
+/// Makes every file of a database rubbish, in the volume of a container that does not run.
+fn spoil(container: &str, database: &str) {
+    let of_data = "{{range .Mounts}}{{if eq .Destination \"/data\"}}{{.Source}}{{end}}{{end}}";
+    let data = Path::new(&docker(&["inspect", "-f", of_data, container])).join("databases").join(database);
+    let files = std::fs::read_dir(data).unwrap().map(|entry| entry.unwrap().path());
+    for file in files.filter(|path| path.is_file()) {
+        let length = usize::try_from(file.metadata().unwrap().len()).unwrap();
+        std::fs::write(file, vec![0x5a; length]).unwrap();
+    }
 }

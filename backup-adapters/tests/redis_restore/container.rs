@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use backup_core::{RestoreTarget, ServiceAdapter, chain};
+use backup_core::{Event, EventSink, RestoreTarget, ServiceAdapter, chain};
 
 use crate::common::{entries, killed_in, next_process, staged};
 use crate::support::{CANARY, adapter, bench, captured, wait_for, with_secrets};
@@ -379,4 +379,49 @@ async fn scratch_is_loaded_by_a_container_of_the_services_image() {
         let left = docker(&["ps", "-aq", "--filter", &format!("label=backup.run-id={}", cx.run_id)]);
         assert_eq!(left, "", "{}", server.0);
     }
+}
+
+/// Does something when a phase begins.
+struct When<F>(&'static str, F);
+
+impl<F> std::fmt::Debug for When<F> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.0)
+    }
+}
+
+impl<F: Fn() + Send + Sync + 'static> EventSink for When<F> {
+    fn emit(&self, event: Event) {
+        if let Event::Phase { phase, .. } = event
+            && phase == self.0
+        {
+            (self.1)();
+        }
+    }
+}
+
+/// Nobody waits for a server that has ended, and it does not stay down: it runs on its old data, and the error has its last
+/// words.
+#[tokio::test]
+#[ignore = "needs Docker and root"]
+async fn a_server_that_ends_with_the_restored_data_runs_on_the_old_one() {
+    let container = Container::start(SERVERS[1], &["--appendonly", "no", "--save", "1 1"]);
+    let adapter = container.adapter("restore = 'file'");
+    container.seed("backup", 100);
+    let backup = captured(&*adapter).await.unwrap();
+    container.cli(&["FLUSHALL"]);
+    let old = container.seed("old", 30);
+    let data = docker(&["inspect", "-f", "{{range .Mounts}}{{.Source}}{{end}}", &container.name]);
+    let mut cx = with_secrets(bench().cx());
+    let (plan, token) = staged(&*adapter, &cx, &backup).await.unwrap();
+    let file = std::path::Path::new(&data).join("dump.rdb");
+    cx.events = Arc::new(When("starting the server", move || std::fs::write(&file, "REDIS9999").unwrap()));
+    let e = adapter.switch(&cx, &plan, &token).await.unwrap_err();
+    let text = chain(&e);
+    assert!(text.contains("ended"), "{text}");
+    container.wait_until_up();
+    assert_eq!(container.digest(), old);
+    assert!(entries(&cx).await.is_empty());
+    adapter.discard(&cx, &token).await.unwrap();
+    assert!(adapter.leftovers(&cx, &token).await.unwrap().is_empty());
 }

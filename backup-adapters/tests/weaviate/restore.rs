@@ -1,7 +1,9 @@
 //! Restores over the live server, and what stays of it.
 
+use std::sync::Once;
+
 use backup_core::testkit::adapter_suite::capture;
-use backup_core::{AdapterErrorKind, RestoreTarget, ScratchHandle, chain};
+use backup_core::{AdapterErrorKind, Event, EventSink, RestoreTarget, ScratchHandle, chain};
 
 use crate::support::{Server, bench, docker, later, staged};
 
@@ -125,4 +127,46 @@ async fn a_stopped_server_is_restored_and_a_scratch_one_tells_damage() {
     let e = adapter.probe(&cx, &target).await.unwrap_err();
     println!("{}", chain(&e));
     assert_ne!(e.kind(), AdapterErrorKind::Timeout);
+}
+
+/// Makes what the server starts from unreadable, at the moment at which it is started.
+#[derive(Debug)]
+struct Spoil(std::path::PathBuf, Once);
+
+impl EventSink for Spoil {
+    fn emit(&self, event: Event) {
+        if let Event::Phase { phase, .. } = event
+            && phase == "starting the server"
+        {
+            // Not the old data, which is started, too.
+            self.1.call_once(|| {
+                std::fs::remove_dir_all(&self.0).unwrap();
+                std::fs::write(&self.0, "broken").unwrap();
+            });
+        }
+    }
+}
+
+/// Nobody waits for a server that has ended, and it does not stay down: it runs on its old data.
+#[tokio::test]
+#[ignore = "needs Docker and root"]
+async fn a_server_that_ends_with_the_restored_data_runs_on_the_old_one() {
+    let server = Server::start().await;
+    server.seed().await;
+    let adapter = server.adapter("");
+    let backup = capture(&*adapter, &bench().cx()).await.unwrap();
+    server.make_class("Other", false).await;
+    server.fill("Other", None, 0, 5, 3).await;
+    let old = server.digest().await;
+    let of_data = "{{range .Mounts}}{{if eq .Destination \"/var/lib/weaviate\"}}{{.Source}}{{end}}{{end}}";
+    let data = std::path::PathBuf::from(docker(&["inspect", "-f", of_data, &server.name]).await.trim());
+    let mut cx = bench().cx();
+    let (plan, token) = staged(&*adapter, &cx, &backup).await.unwrap_or_else(|e| panic!("{}", chain(&e)));
+    cx.events = std::sync::Arc::new(Spoil(data.join("raft"), Once::new()));
+    let e = adapter.switch(&cx, &plan, &token).await.unwrap_err();
+    assert!(chain(&e).contains("ended"), "{}", chain(&e));
+    server.wait_until_ready().await;
+    server.assert_holds(&old, "put back").await;
+    adapter.discard(&cx, &token).await.unwrap();
+    assert!(adapter.leftovers(&cx, &token).await.unwrap().is_empty());
 }

@@ -12,7 +12,7 @@ use futures::{FutureExt as _, StreamExt as _, stream};
 use crate::error::{AdapterError, AdapterErrorKind};
 use crate::runtime::{
     ExecCommand, ExecOutcome, Execution, ExitStatus, Inspection, InterruptionEntry, InterruptionJournal,
-    Place, RunState, ServiceRuntime, Watchdog,
+    Place, RunState, ServiceRuntime, Signs, Watchdog,
 };
 
 /// A service, its host's journal and a watchdog in one, which write down what is done to them, in order: `journal`, `arm`,
@@ -33,6 +33,8 @@ struct Inner {
     fail: BTreeMap<&'static str, (AdapterErrorKind, bool)>,
     hang: Option<&'static str>,
     stdout: Bytes,
+    started: Option<String>,
+    last_lines: Vec<String>,
 }
 
 impl FakeRuntime {
@@ -50,6 +52,8 @@ impl FakeRuntime {
             fail: BTreeMap::new(),
             hang: None,
             stdout: Bytes::new(),
+            started: None,
+            last_lines: Vec::new(),
         };
         Self { inner: Arc::new(Mutex::new(inner)) }
     }
@@ -77,6 +81,13 @@ impl FakeRuntime {
     /// Moves the journal to another place, e.g. into another boot.
     pub fn set_place(&self, place: Place) {
         self.lock().place = place;
+    }
+
+    /// What is seen of it from outside: when it was started last, and the line that it wrote last.
+    pub fn set_signs(&self, started: &str, line: &str) {
+        let mut inner = self.lock();
+        inner.started = Some(started.to_owned());
+        inner.last_lines = vec![line.to_owned()];
     }
 
     /// What a program run by `exec` prints.
@@ -132,6 +143,11 @@ impl ServiceRuntime for FakeRuntime {
             labels: BTreeMap::new(),
             mounts: Vec::new(),
         })
+    }
+
+    async fn signs(&self) -> Result<Signs, AdapterError> {
+        let Inner { state, started, last_lines, .. } = &*self.lock();
+        Ok(Signs { state: *state, started: started.clone(), last_lines: last_lines.clone() })
     }
 
     async fn start(&self) -> Result<(), AdapterError> {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use backup_core::runtime::{Interruption, InterruptionKind};
+use backup_core::runtime::{self, Interruption, InterruptionKind};
 use backup_core::{AdapterError, AdapterErrorKind, Evidence, OpContext};
 use tokio::time::Instant;
 
@@ -15,7 +15,7 @@ use super::super::server::{self, SYSTEM};
 use super::super::tools;
 use super::clones::{copies, prepare};
 use super::taken::{Taken, What, list_dumps};
-use super::{COME_BACK, Found, lacks_room, phase, remove_all};
+use super::{Found, lacks_room, phase, remove_all};
 use crate::on_disk::blocking;
 
 /// A capture at work.
@@ -100,7 +100,7 @@ impl Taking {
                     self.neo4j.server,
                     grace.as_secs()
                 ));
-                drop(self.neo4j.server.wait(cx, COME_BACK).await?);
+                drop(self.neo4j.server.wait(cx).await?);
             }
         }
         Err(AdapterError::new(
@@ -282,13 +282,13 @@ impl Taking {
         // Also if the capture was cancelled or has used its time up: what it did to the service is seen through.
         let mut calm = cx.clone();
         calm.cancel = tokio_util::sync::CancellationToken::new();
-        calm.deadline = Some(Instant::now() + COME_BACK);
+        calm.deadline = Some(Instant::now() + runtime::Patience::LIMIT);
         let stopped = self.mode == CaptureMode::StopDump || self.mode == CaptureMode::StopCopy;
         if stopped {
             phase(cx, "waiting for the server to answer");
         }
         let counted = async {
-            let mut bolt = server.wait(&calm, COME_BACK).await?;
+            let mut bolt = server.wait(&calm).await?;
             // A stop lasts until the server answers again, not until its container runs.
             let answered = began.elapsed();
             let after = server::evidence(&calm, &mut bolt, &facts.databases).await?;

@@ -7,14 +7,16 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use backup_core::keep_aside::{self, Swap};
-use backup_core::runtime::{Interruption, InterruptionEntry, InterruptionKind, Replay, RunState};
+use backup_core::runtime::{
+    Interruption, InterruptionEntry, InterruptionKind, Patience, Replay, RunState, ServiceRuntime as _,
+};
 use backup_core::{AdapterError, AdapterErrorKind, Evidence, OpContext, Timestamp};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::super::Neo4j;
 use super::super::bolt::Bolt;
-use super::super::capture::{COME_BACK, phase};
+use super::super::capture::phase;
 use super::super::{places, server};
 use super::record::{read_record, write_record};
 use super::remove_all;
@@ -122,11 +124,12 @@ pub(super) async fn replace(
     remove_all(vec![record.clone()]).await?;
     let ran = stopped.interrupts();
     phase(cx, "starting the server");
-    stopped.end().await?;
+    let up = stopped.end().await;
     let mut done = Done { evidence: expected.clone(), credentials_differ: false };
     let swaps = match exchanged {
         Ok(swaps) => swaps,
         Err(e) => {
+            up?;
             let what = "the data could not be replaced, and what was live is live";
             return Ok((done, Some(AdapterError::new(e.kind(), what).with_source(e))));
         }
@@ -138,7 +141,8 @@ pub(super) async fn replace(
     phase(cx, "waiting for the server to open its data");
     let calm = calm(cx);
     let counted = async {
-        let bolt = neo4j.server.wait(&calm, COME_BACK).await?;
+        up?;
+        let bolt = neo4j.server.wait(&calm).await?;
         count(&calm, bolt).await
     };
     match counted.await {
@@ -173,10 +177,17 @@ pub(super) async fn replace(
         Err(e) if way != Way::Switch => Err(e),
         Err(e) => {
             phase(cx, "putting the old data back");
-            let mut stopped = stop(neo4j, &calm).await?;
+            let mut again = match stopped.interrupts() {
+                true => None,
+                false => Some(stop(neo4j, &calm).await?),
+            };
             take_back(&record, swaps, cx.timestamp).await?;
             remove_all(vec![record]).await?;
-            stopped.end().await?;
+            for interruption in [Some(&mut stopped), again.as_mut()].into_iter().flatten() {
+                interruption.end().await?;
+            }
+            // One that had ended by itself was not stopped by us.
+            neo4j.server.docker.start().await?;
             let what = format!(
                 "{} does not come up with the restored data; the old data is live again",
                 neo4j.server
@@ -220,7 +231,7 @@ async fn stop(neo4j: &Neo4j, cx: &OpContext) -> Result<Interruption, AdapterErro
 fn calm(cx: &OpContext) -> OpContext {
     let mut calm = cx.clone();
     calm.cancel = tokio_util::sync::CancellationToken::new();
-    calm.deadline = Some(Instant::now() + COME_BACK);
+    calm.deadline = Some(Instant::now() + Patience::LIMIT);
     calm
 }
 

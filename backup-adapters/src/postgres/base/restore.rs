@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use backup_core::keep_aside::{self, Swap};
 use backup_core::runtime::{
-    Interruption, InterruptionEntry, InterruptionKind, Replay, RunState, ServiceRuntime,
+    Interruption, InterruptionEntry, InterruptionKind, Patience, Replay, ServiceRuntime,
 };
 use backup_core::{AdapterError, AdapterErrorKind, Event, Evidence, Leftover, OpContext, RestoreSource};
 use serde::{Deserialize, Serialize};
@@ -47,7 +47,7 @@ fn phase(cx: &OpContext, phase: &str) {
 fn calm(cx: &OpContext) -> OpContext {
     let mut cx = cx.clone();
     cx.cancel = tokio_util::sync::CancellationToken::new();
-    cx.deadline = Some(Instant::now() + USUAL_TIME);
+    cx.deadline = Some(Instant::now() + Patience::LIMIT);
     cx
 }
 
@@ -146,6 +146,7 @@ async fn answers(
     runtime: &Arc<dyn ServiceRuntime>,
     cx: &OpContext,
 ) -> Result<(), AdapterError> {
+    let mut patience = Patience::with(&**runtime);
     loop {
         match Link::open(settings, cx).await {
             Ok(_) => return Ok(()),
@@ -156,10 +157,7 @@ async fn answers(
             }
             Err(e) if cx.check_alive().is_err() => return Err(e),
             Err(e) if matches!(e.kind(), AdapterErrorKind::Unavailable | AdapterErrorKind::Conflict) => {
-                if runtime.inspect().await?.state == RunState::Stopped {
-                    let what = "the server ends when it is started on the restored data; see its log";
-                    return Err(AdapterError::new(AdapterErrorKind::Unavailable, what).with_source(e));
-                }
+                patience.after(e).await?;
             }
             Err(e) => return Err(e),
         }

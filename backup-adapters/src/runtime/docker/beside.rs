@@ -12,14 +12,12 @@ use backup_core::{AdapterError, AdapterErrorKind, RunId};
 use bollard::Docker;
 use bollard::models::{ContainerCreateBody, ContainerInspectResponse, HealthConfig, Mount, MountType};
 use bollard::query_parameters::{
-    AttachContainerOptions, CreateContainerOptions, LogsOptions, RemoveContainerOptions,
-    StartContainerOptions,
+    AttachContainerOptions, CreateContainerOptions, RemoveContainerOptions, StartContainerOptions,
 };
-use futures::StreamExt as _;
 use tokio::io::AsyncWrite;
 use tokio::time::{Instant, sleep};
 
-use super::engine::{Engine, one_line};
+use super::engine::Engine;
 use super::{find, lifecycle, state_of};
 
 /// The label of what a run leaves on an engine; its value is the run's id.
@@ -30,10 +28,6 @@ pub(super) const SERVICE_LABEL: &str = "backup.beside";
 
 /// The first process of a container that does nothing by itself: it ends with its input, and so when we die.
 pub(super) const IDLE: [&str; 3] = ["sh", "-c", "cat >/dev/null"];
-
-/// How much of a log is kept for an error, in lines, and how long the engine may take to tell.
-const LOG_LINES: &str = "6";
-const LOG: Duration = Duration::from_secs(5);
 
 /// How long the engine may take to remove a container, and how often it is asked.
 const GOING: Duration = Duration::from_secs(60);
@@ -115,12 +109,7 @@ impl Beside {
 
     /// The last lines of its log, as one; empty if they cannot be had.
     pub(super) async fn log(&self) -> String {
-        let Ok(client) = self.engine.client().await else { return String::new() };
-        let options =
-            LogsOptions { stdout: true, stderr: true, tail: LOG_LINES.to_owned(), ..Default::default() };
-        let lines = client.logs(self.id(), Some(options)).filter_map(async |l| l.ok());
-        let text = lines.fold(String::new(), async |all, line| format!("{all}{line} "));
-        one_line(&tokio::time::timeout(LOG, text).await.unwrap_or_default())
+        self.engine.last_lines(self.id()).await.join(" ")
     }
 
     /// It stays until the run is reclaimed.

@@ -11,8 +11,6 @@ use async_trait::async_trait;
 use backup_core::config::ComposeConfig;
 use backup_core::{AdapterError, AdapterErrorKind, Part, PartState, Secret, Stack};
 use bollard::models::{ContainerInspectResponse, ContainerSummary, HealthStatusEnum};
-use bollard::query_parameters::LogsOptionsBuilder;
-use futures::StreamExt as _;
 use serde::Deserialize;
 use tokio::process::Command;
 use tokio::sync::OnceCell;
@@ -32,9 +30,6 @@ const QUESTION: Duration = Duration::from_secs(60);
 
 /// How long another one's work may take that is about to be over.
 const AGAIN: Duration = Duration::from_secs(1);
-
-/// How many of its last lines a container is asked for.
-const LINES: &str = "5";
 
 /// A Compose project.
 #[derive(Debug)]
@@ -242,19 +237,19 @@ impl Stack for Compose {
         self.compose(&args, ORDER).await.map(drop)
     }
 
+    async fn data_root(&self) -> Option<PathBuf> {
+        self.engine.root().await.ok().flatten()
+    }
+
     async fn last_lines(&self, part: &str) -> Vec<String> {
         let lines = async {
             let definition = self.definition().await?;
             let listed = self.listed(&self.project(&definition)).await?;
             let container = self.container(&listed, part).await?;
-            let Some(id) = container.and_then(|c| c.id) else { return Ok(Vec::new()) };
-            let options = LogsOptionsBuilder::new().stdout(true).stderr(true).tail(LINES).build();
-            let mut logs = self.engine.client().await?.logs(&id, Some(options));
-            let mut text = String::new();
-            while let Some(Ok(piece)) = logs.next().await {
-                text.push_str(&String::from_utf8_lossy(&piece.into_bytes()));
+            match container.and_then(|c| c.id) {
+                Some(id) => Ok::<_, AdapterError>(self.engine.last_lines(&id).await),
+                None => Ok(Vec::new()),
             }
-            Ok::<_, AdapterError>(text.lines().map(one_line).filter(|l| !l.is_empty()).collect())
         };
         tokio::time::timeout(QUESTION, lines).await.ok().and_then(Result::ok).unwrap_or_default()
     }

@@ -1,11 +1,14 @@
 //! The connection to the engine, and what its errors mean.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use backup_core::{AdapterError, AdapterErrorKind};
 use bollard::errors::Error as EngineError;
+use bollard::query_parameters::LogsOptionsBuilder;
 use bollard::{API_DEFAULT_VERSION, Docker};
+use futures::StreamExt as _;
 use tokio::sync::OnceCell;
 
 /// Where the engine listens if nobody says otherwise.
@@ -13,6 +16,10 @@ pub const DEFAULT_ENGINE: &str = "unix:///var/run/docker.sock";
 
 /// How long one ordinary request may take.
 pub(super) const REQUEST: Duration = Duration::from_secs(60);
+
+/// How many of its last lines a container is asked for, and how long the engine may take to tell.
+const LINES: &str = "5";
+const LOG: Duration = Duration::from_secs(10);
 
 /// One engine; connects on first use, and agrees on a version of the API then.
 pub(super) struct Engine {
@@ -74,6 +81,29 @@ impl Engine {
         let request = docker.negotiate_version();
         let docker = self.call("reach the engine", request).await?;
         Ok(versioned(docker))
+    }
+
+    /// The last lines that a container has written; none if they cannot be had soon.
+    pub(super) async fn last_lines(&self, id: &str) -> Vec<String> {
+        let lines = async {
+            let options = LogsOptionsBuilder::new().stdout(true).stderr(true).tail(LINES).build();
+            let mut logs = self.client().await?.logs(id, Some(options));
+            let mut text = String::new();
+            while let Some(Ok(piece)) = logs.next().await {
+                text.push_str(&String::from_utf8_lossy(&piece.into_bytes()));
+            }
+            Ok::<_, AdapterError>(text.lines().map(one_line).filter(|l| !l.is_empty()).collect())
+        };
+        tokio::time::timeout(LOG, lines).await.ok().and_then(Result::ok).unwrap_or_default()
+    }
+
+    /// The folder of this host that holds the engine's own data; `None` if it runs elsewhere.
+    pub(super) async fn root(&self) -> Result<Option<PathBuf>, AdapterError> {
+        if self.socket().is_none() {
+            return Ok(None);
+        }
+        let info = self.client().await?.info();
+        Ok(self.call("ask for the engine's folder", info).await?.docker_root_dir.map(PathBuf::from))
     }
 
     /// Runs one request, within the limit of [`REQUEST`].

@@ -3,20 +3,18 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use backup_core::runtime::Patience;
 use backup_core::{AdapterError, AdapterErrorKind, Evidence, OpContext};
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 
 use crate::weaviate::census::Schema;
 use crate::weaviate::server::Server;
-
-/// How long the server may take to answer once it is started.
-const START: Duration = Duration::from_secs(600);
 
 const LOOK: Duration = Duration::from_millis(200);
 
 /// Waits until the live server answers.
 pub(super) async fn ready(server: &Server, cx: &OpContext) -> Result<Schema, AdapterError> {
-    let until = Instant::now() + START;
+    let mut patience = server.container.as_ref().map(|docker| Patience::with(docker));
     loop {
         let asked = async {
             let api = server.connect(cx).await?;
@@ -27,7 +25,10 @@ pub(super) async fn ready(server: &Server, cx: &OpContext) -> Result<Schema, Ada
             Schema::read(&api, cx).await
         };
         match asked.await {
-            Err(e) if e.kind() == AdapterErrorKind::Unavailable && Instant::now() < until => {}
+            Err(e) if e.kind() == AdapterErrorKind::Unavailable => match &mut patience {
+                Some(patience) => patience.after(e).await?,
+                None => return Err(e),
+            },
             // Keys that came with the backup, or went with it: that is for the operator to set.
             Err(e) if e.kind() == AdapterErrorKind::PermissionDenied => {
                 cx.warn(format!(
