@@ -53,6 +53,7 @@ mod recover;
 mod report;
 mod restore;
 mod resume;
+mod room;
 mod select;
 mod settle;
 mod smoke;
@@ -76,6 +77,7 @@ pub use recover::{
 };
 pub use report::{CopyReport, PartReport, PhaseReport, RunReport, StepReport};
 pub use resume::{OpenInterruption, ResumeRequest};
+pub use room::Room;
 pub use select::Selector;
 pub use status::{ServiceStatus, StatusLevel};
 pub use thaw::ThawedFile;

@@ -110,6 +110,8 @@ pub struct PlannedService {
     pub smoke: Vec<String>,
     /// For whom it is encrypted; `None`: in clear.
     pub encrypt: Option<EncryptFor>,
+    /// The secrets among its settings, by key.
+    pub secrets: BTreeMap<String, SecretRef>,
     /// Whether it takes part in runs.
     pub enabled: bool,
     /// Whether `recover` and `drill` take it when no service is named.
@@ -236,6 +238,7 @@ fn plan_service(
     base_dir: &Path,
 ) -> Result<PlannedService, ConfigError> {
     let cx = BuildContext::new(name.clone(), base_dir);
+    let secrets = SecretRef::among(&config.settings, base_dir);
     let adapter = registry.build(&config.kind, config.settings, &cx)?;
     if !config.smoke.is_empty() && !adapter.capabilities().ask {
         let what =
@@ -257,6 +260,7 @@ fn plan_service(
         rto: config.rto,
         smoke: config.smoke,
         encrypt,
+        secrets,
         enabled: config.enabled,
         recovers: config.recovers && can_restore,
         labels: config.labels,

@@ -1,5 +1,6 @@
 //! Secrets: values that never show, and references to where they are kept.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -86,6 +87,25 @@ impl SecretRef {
             Self::File(p) => Self::File(base.join(p)),
             Self::Dotenv { path, key } => Self::Dotenv { path: base.join(path), key },
             other => other,
+        }
+    }
+
+    /// The references among a service's settings, by key; their paths relative to `base`.
+    #[must_use]
+    pub fn among(settings: &toml::Table, base: &Path) -> BTreeMap<String, Self> {
+        let reference = |value: &toml::Value| Self::deserialize(value.clone()).ok();
+        let found = settings.iter().filter_map(|(key, value)| Some((key.clone(), reference(value)?)));
+        found.map(|(key, reference)| (key, reference.relative_to(base))).collect()
+    }
+
+    /// Why it cannot be had here; `None` if it can, or if nobody can tell yet: programs that print one are not called, and a
+    /// dotenv file that is not there may be one that is restored first. Reads files.
+    #[must_use]
+    pub fn missing(&self, secrets: &dyn SecretResolver) -> Option<String> {
+        match self {
+            Self::Command(_) => None,
+            Self::Dotenv { path, .. } if !path.exists() => None,
+            other => secrets.resolve(other).err().map(|e| e.to_string()),
         }
     }
 }

@@ -11,14 +11,14 @@ use chrono::{DateTime, Utc};
 use serde_json::json;
 
 use super::restore;
-use crate::context::{Context, Done, Session, Written};
+use crate::context::{Context, Done};
 use crate::error::CliError;
 use crate::moment::{AT_HELP, At};
 use crate::render::drill::against;
 use crate::render::report;
 use crate::render::table::{self, Column};
 use crate::ui::{BOLD, GREEN, RED, YELLOW, paint};
-use crate::{exit_code, format, secrets};
+use crate::{exit_code, format};
 
 /// Bring every service of this host back
 ///
@@ -68,9 +68,6 @@ impl Args {
             None => session.engine.plan_recovery(&self.request()?).await?,
         };
         show(cx, &plan);
-        for line in missing(&session, &plan) {
-            cx.ui.warn(&line);
-        }
         if let Some(file) = &self.save {
             write(&cx.dir.join(file), &plan)?;
         }
@@ -109,14 +106,6 @@ impl Args {
         };
         Ok(RecoveryRequest { services: self.services.clone(), at, overwrite: self.overwrite.clone() })
     }
-}
-
-/// Secrets of what is to be restored that cannot be had here: better told now than in the midst of it.
-fn missing(session: &Session, plan: &RecoveryPlan) -> Vec<String> {
-    let Written { config, base } = &session.written;
-    let mut config = config.clone();
-    config.services.retain(|name, _| plan.restores().any(|(s, _)| s.service == *name));
-    secrets::missing::of(&config, base)
 }
 
 /// What is asked before anything is done; nothing if nothing is to be done.
@@ -218,12 +207,11 @@ fn steps(service: &ServiceRecovery, restore: &PlannedRestore, now: DateTime<Utc>
         ),
     ];
     out.extend(restore.passed_over.iter().map(|line| format!("  {} {line}", paint(YELLOW, "not taken:"))));
+    out.extend(restore.missing.iter().map(|line| format!("  {} {line}", paint(YELLOW, "missing:"))));
     out.extend(restore.warnings.iter().map(|line| format!("  {} {line}", paint(YELLOW, "mind:"))));
     out.extend(restore.steps.iter().enumerate().map(|(n, step)| format!("  {}. {step}", n + 1)));
     out.extend(restore::replaced(&restore.replaces, restore.as_of, now));
-    out.extend(
-        restore.space.iter().map(|n| format!("  needs {} at {}", format::size(n.bytes), n.path.display())),
-    );
+    out.extend(restore::room(&restore.space));
     let time = restore.predicted.as_ref().map_or_else(
         || "takes a time that was not measured yet".to_owned(),
         |p| format!("takes about {}, by {}", format::millis(p.ms), p.from),

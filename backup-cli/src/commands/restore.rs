@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use backup_core::catalog::BackupState;
-use backup_core::engine::{RestorePreview, RestoreRequest, Selector};
+use backup_core::engine::{RestorePreview, RestoreRequest, Room, Selector};
 use backup_core::{ArtifactName, Interval, Replaced, ServiceName};
 use chrono::{DateTime, Utc};
 use serde_json::json;
@@ -132,7 +132,7 @@ impl Args {
 
 /// Prints what a restore would do, and what would be lost.
 fn show(cx: &Context, preview: &RestorePreview) {
-    let RestorePreview { entry, metadata, passed_over, plan, .. } = preview;
+    let RestorePreview { entry, metadata, passed_over, plan, room: free, .. } = preview;
     let now = cx.clock.now();
     let as_of = metadata.consistent_from;
     if cx.ui.is_json() {
@@ -141,6 +141,7 @@ fn show(cx: &Context, preview: &RestorePreview) {
             line.insert("event".to_owned(), json!("plan"));
             line.insert("verb".to_owned(), json!("restore"));
             line.insert("plan".to_owned(), json!(plan));
+            line.insert("room".to_owned(), json!(free));
             line.insert("passed_over".to_owned(), json!(passed_over));
             line.insert("as_of".to_owned(), json!(as_of));
             line.insert("consistency".to_owned(), json!(metadata.consistency));
@@ -169,10 +170,16 @@ fn show(cx: &Context, preview: &RestorePreview) {
     out.extend(passed_over.iter().map(|line| format!("  {} {line}", paint(YELLOW, "not taken:"))));
     out.extend(plan.steps.iter().enumerate().map(|(n, step)| format!("  {}. {step}", n + 1)));
     out.extend(replaced(&plan.replaces, as_of, now));
-    for need in &plan.space {
-        out.push(format!("  needs {} at {}", format::size(need.bytes), need.path.display()));
-    }
+    out.extend(room(free));
     cx.ui.product(&out.join("\n"));
+}
+
+/// The space that is needed, and how much there is.
+pub(crate) fn room(all: &[Room]) -> impl Iterator<Item = String> {
+    all.iter().map(|room| {
+        let (bytes, free) = (format::size(room.bytes), format::size(room.free));
+        format!("  needs {bytes} at {}, {free} free", room.path.display())
+    })
 }
 
 /// What is replaced, and which writes that loses.

@@ -2,30 +2,19 @@
 
 use std::path::Path;
 
+use backup_core::SecretRef;
 use backup_core::config::Config;
-use backup_core::{SecretRef, SecretResolver, ServiceName};
-use serde::Deserialize;
 
 use super::Secrets;
 
-/// One line for each secret of an enabled service that cannot be resolved. Programs that print one are not called, and a
-/// dotenv file that is not there is expected to be restored.
+/// One line for each secret of an enabled service that cannot be resolved.
 pub(crate) fn of(config: &Config, base: &Path) -> Vec<String> {
     let enabled = config.services.iter().filter(|(_, service)| service.enabled);
-    enabled.flat_map(|(name, service)| of_service(name, &service.settings, base)).collect()
-}
-
-fn of_service(name: &ServiceName, settings: &toml::Table, base: &Path) -> Vec<String> {
-    let secrets = settings.iter().filter_map(|(key, value)| {
-        let reference = SecretRef::deserialize(value.clone()).ok()?.relative_to(base);
-        let looked_up = match &reference {
-            SecretRef::Command(_) => return None,
-            SecretRef::Dotenv { path, .. } if !path.exists() => return None,
-            other => Secrets.resolve(other),
-        };
-        looked_up.err().map(|e| format!("{name}: {key}: {e}"))
+    let missing = enabled.flat_map(|(name, service)| {
+        let all = SecretRef::among(&service.settings, base).into_iter();
+        all.filter_map(move |(key, secret)| Some(format!("{name}: {key}: {}", secret.missing(&Secrets)?)))
     });
-    secrets.collect()
+    missing.collect()
 }
 
 #[cfg(test)]

@@ -5,13 +5,13 @@ use std::path::{Component, Path, PathBuf};
 use tokio_util::sync::CancellationToken;
 
 use super::keys::Need;
+use super::room::Room;
 use super::select::Choice;
 use super::{Engine, Inner, Selector, deadline};
-use crate::adapter::{RestorePlan, RestoreTarget, SpaceNeed};
+use crate::adapter::{RestorePlan, RestoreTarget};
 use crate::catalog::{BackupState, Entry};
 use crate::error::{BackupError, Stage};
 use crate::id::{ArtifactName, Interval, ServiceName, Timestamp};
-use crate::keep_aside;
 use crate::metadata::Metadata;
 use crate::plan::PlannedService;
 
@@ -56,6 +56,8 @@ pub struct RestorePreview {
     pub passed_over: Vec<String>,
     /// The adapter's plan.
     pub plan: RestorePlan,
+    /// What of its space is there.
+    pub room: Vec<Room>,
     /// Names what will be kept aside, unless another restore takes the name before.
     pub at: Timestamp,
 }
@@ -139,13 +141,17 @@ impl Inner {
         let at = Self::restore_moment(self.now(), &self.state.restores(&request.service)?);
         let mut cx = self.context(&run, service, at, deadline(service.timeout))?;
         cx.force = request.force;
-        let plan = service
+        let mut plan = service
             .adapter
             .plan_restore(&cx, &metadata, &target)
             .await
             .map_err(|e| super::capture::adapter_error(service, Stage::PlanRestore, e))?;
-        self.check_space(&plan.space)?;
-        Ok(RestorePreview { request: request.clone(), entry, metadata, passed_over, plan, at })
+        // The spool of this look is gone after it; that of the restore lies beside it.
+        for need in plan.space.iter_mut().filter(|need| need.path.starts_with(&cx.spool)) {
+            self.state.root().clone_into(&mut need.path);
+        }
+        let room = self.check_space(&plan.space)?;
+        Ok(RestorePreview { request: request.clone(), entry, metadata, passed_over, plan, room, at })
     }
 
     /// Refuses to restore into a store, where the result would look like a service, or into the state directory.
@@ -164,35 +170,6 @@ impl Inner {
                 own.display()
             ))),
         }
-    }
-
-    /// Refuses what there is not enough room for, adding up what lies on one file system.
-    pub(super) fn check_space<'a>(
-        &self,
-        space: impl IntoIterator<Item = &'a SpaceNeed>,
-    ) -> Result<(), BackupError> {
-        use std::os::unix::fs::MetadataExt;
-        let mut needs: std::collections::BTreeMap<u64, (PathBuf, u64)> = std::collections::BTreeMap::new();
-        for need in space {
-            let device = std::fs::metadata(&need.path).map(|m| m.dev()).map_err(|source| {
-                BackupError::State { what: format!("looking at `{}`", need.path.display()), source }
-            })?;
-            let sum = &mut needs.entry(device).or_insert_with(|| (need.path.clone(), 0)).1;
-            *sum = sum.saturating_add(need.bytes);
-        }
-        for (path, bytes) in needs.into_values() {
-            let free = keep_aside::free_space(&path).map_err(|source| BackupError::State {
-                what: format!("asking for the free space of `{}`", path.display()),
-                source,
-            })?;
-            if free < bytes {
-                return Err(BackupError::Refused(format!(
-                    "not enough room below `{}`: the restore needs {bytes} bytes, {free} are free",
-                    path.display()
-                )));
-            }
-        }
-        Ok(())
     }
 }
 

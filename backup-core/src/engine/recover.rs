@@ -5,6 +5,7 @@ mod around;
 mod cold;
 mod fallback;
 mod plan;
+mod planned;
 mod predict;
 mod run;
 
@@ -14,7 +15,8 @@ pub(super) use predict::critical_path;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use crate::adapter::{Replaced, SpaceNeed};
+use super::room::Room;
+use crate::adapter::Replaced;
 use crate::catalog::VerifyLevel;
 use crate::id::{BackupId, ServiceName, Timestamp};
 use crate::metadata::Consistency;
@@ -133,13 +135,16 @@ pub struct PlannedRestore {
     /// The part of the stack that is made or started for it.
     #[serde(default)]
     pub starts: Option<String>,
+    /// Secrets of its configuration that are not to be had on this host, and why, one line each.
+    #[serde(default)]
+    pub missing: Vec<String>,
     /// What an operator should know before, one line each.
     #[serde(default)]
     pub warnings: Vec<String>,
     /// What is replaced, and kept aside.
     pub replaces: Vec<Replaced>,
-    /// Free space that it needs.
-    pub space: Vec<SpaceNeed>,
+    /// Free space that it needs, and what there is. Of one that has to be made first, as much as the backup holds.
+    pub space: Vec<Room>,
     /// How long it will take. `None` if nothing like it was ever measured.
     pub predicted: Option<Prediction>,
 }

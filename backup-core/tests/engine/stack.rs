@@ -1,6 +1,7 @@
 //! Recoveries of a host that has lost what its services run in.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use async_trait::async_trait;
 use backup_core::engine::{RecoveryAction, RecoveryPlan, RecoveryRequest};
@@ -33,6 +34,7 @@ struct Fake {
     talks: Arc<Mutex<Option<u64>>>,
     /// The image of `db`, and whether it is on the host.
     image: Arc<Mutex<Option<(&'static str, bool)>>>,
+    data_root: Arc<Mutex<Option<PathBuf>>>,
 }
 
 #[async_trait]
@@ -70,6 +72,10 @@ impl Stack for Fake {
             });
         }
         Ok(())
+    }
+
+    async fn data_root(&self) -> Option<PathBuf> {
+        self.data_root.lock().unwrap().clone()
     }
 
     async fn stop(&self, parts: &[String]) -> Result<(), AdapterError> {
@@ -135,6 +141,7 @@ async fn host() -> Host {
         silent: Arc::default(),
         talks: Arc::default(),
         image: Arc::default(),
+        data_root: Arc::default(),
     };
     empty(&db);
     db.script(|s| s.failing.extend([Step::Probe, Step::Plan]));
@@ -408,5 +415,29 @@ async fn a_plan_names_an_image_that_is_missing_or_another_one() {
     assert!(
         other.len() == 1 && other[0].contains("was made of `db:1`; `db` has the image `db:2`"),
         "{other:?}"
+    );
+}
+
+/// Nobody can ask a container that is not there where its data will be: what the backup holds is needed where such data lies.
+#[tokio::test]
+async fn a_plan_says_how_much_is_free_for_one_that_has_to_be_made() {
+    let h = host().await;
+    let planned = async |root: Option<&str>| {
+        *h.stack.data_root.lock().unwrap() = root.map(PathBuf::from);
+        let plan = h.plan().await;
+        plan.restores().find(|(s, _)| s.service.as_str() == "db").unwrap().1.clone()
+    };
+    let unknown = planned(None).await;
+    assert!(unknown.space.is_empty() && unknown.warnings.is_empty(), "{unknown:?}");
+    let here = h.w.dir.path();
+    let known = planned(here.to_str()).await;
+    let [room] = known.space.as_slice() else { panic!("{known:?}") };
+    assert!(room.path == here && room.bytes == known.plain_bytes && room.free > room.bytes, "{room:?}");
+    assert!(known.warnings.is_empty(), "{known:?}");
+    // A file system on which nothing is ever free.
+    let full = planned(Some("/proc")).await;
+    assert!(
+        full.space[0].free == 0 && full.warnings[0].contains("not enough room below `/proc`"),
+        "{full:?}"
     );
 }

@@ -165,11 +165,34 @@ async fn without_room_for_all_of_them_the_last_one_is_refused_in_the_plan() {
         fake.script(|s| s.room = Some(free / 5 * 3));
     }
     let made = plan(&w).await;
+    let room = &made.restores().next().unwrap().1.space[0];
+    assert!(room.bytes == free / 5 * 3 && room.free > free / 10 * 9, "{room:?} of {free}");
+    assert_eq!(room.path, w.engine.state().root(), "it outlives the look");
     let blocked = |s: &&backup_core::engine::ServiceRecovery| matches!(&s.action, RecoveryAction::Blocked { why } if why.contains("with the services before it"));
     assert_eq!((made.restores().count(), made.services.iter().filter(blocked).count()), (1, 1), "{made:?}");
     // Alone, it fits.
     let request = RecoveryRequest { services: vec![super::a()], ..RecoveryRequest::default() };
     assert_eq!(w.engine.plan_recovery(&request).await.unwrap().restores().count(), 1);
+}
+
+/// A secret that cannot be had is in the plan of its service, while everything could still be put right.
+#[tokio::test]
+async fn a_plan_names_the_secrets_that_are_missing() {
+    let (a, b) = (adapter(), adapter());
+    let gone =
+        "services.b = { kind = 'fake', password = { env = 'NOT_SET' }, command = { command = ['false'] } }";
+    let config = TWO.replace("services.b = { kind = 'fake' }", gone);
+    assert_ne!(config, TWO);
+    let w = World::with_config(&config, &[("a", a.clone()), ("b", b.clone())]).await;
+    assert_eq!(w.back_up().await.outcome(), Outcome::Ok);
+    for fake in [&a, &b] {
+        set(fake, "");
+    }
+    let made = plan(&w).await;
+    let of = |name: &str| &made.restores().find(|(s, _)| s.service.as_str() == name).unwrap().1.missing;
+    assert!(of("a").is_empty(), "{made:?}");
+    // Programs are not called for a look.
+    assert!(of("b").len() == 1 && of("b")[0].starts_with("password: "), "{made:?}");
 }
 
 /// Competing intervals: the newest counts, whatever it is called.

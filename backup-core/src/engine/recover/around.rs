@@ -1,5 +1,6 @@
 //! The stack around the services: what they run in is made and started, and what uses them waits meanwhile.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,6 +35,8 @@ pub(super) struct Around {
     pub(super) parts: Vec<Part>,
     /// Why they are not known.
     pub(super) unknown: Option<String>,
+    /// Where they keep their data, as a rule.
+    pub(super) data_root: Option<PathBuf>,
 }
 
 /// What was done to parts, by whoever did it.
@@ -90,9 +93,10 @@ impl Inner {
     /// The parts of the stack, if one is configured.
     pub(super) async fn around(&self) -> Option<Around> {
         let stack = self.stack.as_ref()?;
+        let data_root = stack.data_root().await;
         Some(match stack.parts().await {
-            Ok(parts) => Around { parts, unknown: None },
-            Err(e) => Around { parts: Vec::new(), unknown: Some(chain(&e)) },
+            Ok(parts) => Around { parts, unknown: None, data_root },
+            Err(e) => Around { parts: Vec::new(), unknown: Some(chain(&e)), data_root },
         })
     }
 

@@ -6,20 +6,17 @@ use futures::{StreamExt, stream};
 use tokio_util::sync::CancellationToken;
 
 use super::around::Around;
-use super::predict::{History, in_all, longest_first};
-use super::{
-    PlannedRestore, RECOVERY_FORMAT, RecoveryAction, RecoveryPlan, RecoveryRequest, ServiceRecovery, Verified,
-};
-use crate::adapter::SpaceNeed;
+use super::planned::Needs;
+use super::predict::{in_all, longest_first};
+use super::{RECOVERY_FORMAT, RecoveryAction, RecoveryPlan, RecoveryRequest, ServiceRecovery};
 use crate::catalog::{BackupState, Entry, Filter};
 use crate::engine::capture::adapter_error;
 use crate::engine::preview::Chosen;
 use crate::engine::{Engine, Inner, RestorePreview, RestoreRequest, Selector, deadline};
 use crate::error::{AdapterErrorKind, BackupError, Stage, chain};
 use crate::id::{ServiceName, Timestamp};
-use crate::metadata::{Evidence, Metadata};
+use crate::metadata::Evidence;
 use crate::plan::PlannedService;
-use crate::stack::{Part, PartState};
 use crate::state::{RestoreJournal, RestorePhase};
 
 /// How long a service may take to say what it holds.
@@ -30,7 +27,7 @@ const LOOKS: usize = 8;
 
 /// How a service was found.
 #[derive(Debug)]
-enum Found {
+pub(super) enum Found {
     /// Its restore.
     Lost(Box<RestorePreview>),
     /// A backup of it, while there is nothing that could be asked what restoring it would do.
@@ -101,8 +98,7 @@ impl Inner {
             .any(|(n, f)| self.is_first(n, &names) && matches!(f, Ok(Found::Lost(_))));
         let guesses = around.as_ref().is_some_and(|a| a.unknown.is_some() || first_lost);
         let mut previews = Vec::new();
-        // What they need, they need all at once: nothing of what they replace is deleted.
-        let mut needs: Vec<SpaceNeed> = Vec::new();
+        let mut needs = Needs::default();
         for (name, found) in names.iter().zip(found) {
             let service = self.service(name)?;
             let part = around.as_ref().and_then(|a| a.part_of(service));
@@ -112,49 +108,35 @@ impl Inner {
                 false => first_lost && !self.is_first(name, &names),
             };
             let found = match found {
-                Ok(Found::Lost(preview)) => self.with_room(&mut needs, preview),
+                Ok(Found::Lost(preview)) => needs.add(self, preview),
                 other => other,
             };
             let action = match found {
-                Ok(Found::Lost(preview)) => {
-                    let RestorePreview { entry, metadata, passed_over, plan, .. } = &*preview;
-                    let mut planned = self.planned(entry, metadata, passed_over, &history).await;
-                    planned.steps.clone_from(&plan.steps);
-                    planned.replaces.clone_from(&plan.replaces);
-                    planned.space.clone_from(&plan.space);
-                    previews.push(*preview);
-                    RecoveryAction::Restore(Box::new(planned))
-                }
                 Ok(Found::Unknown(_, e)) if !later(&e) => RecoveryAction::Blocked { why: chain(&e) },
-                Ok(Found::Unknown(chosen, e)) if !is_missing(&e, service) => {
-                    let Chosen { entry, metadata, passed_over } = &*chosen;
-                    let mut planned = self.planned(entry, metadata, passed_over, &history).await;
-                    planned.looks_again = true;
-                    planned.steps =
-                        vec![format!("look again: now {}", chain(&e)), UNLESS_IT_HOLDS_DATA.to_owned()];
-                    RecoveryAction::Restore(Box::new(planned))
-                }
-                Ok(Found::Silent(chosen, e)) => {
-                    let Chosen { entry, metadata, passed_over } = &*chosen;
-                    let mut planned = self.planned(entry, metadata, passed_over, &history).await;
-                    planned.looks_again = true;
-                    planned.steps = vec![
-                        format!("wait until it answers: now {}", chain(&e)),
-                        UNLESS_IT_HOLDS_DATA.to_owned(),
-                    ];
-                    RecoveryAction::Restore(Box::new(planned))
-                }
-                Ok(Found::Absent(chosen) | Found::Unknown(chosen, _)) => {
-                    let Chosen { entry, metadata, passed_over } = &*chosen;
-                    let mut planned = self.planned(entry, metadata, passed_over, &history).await;
-                    absent(&mut planned, metadata, service, part, &history);
-                    RecoveryAction::Restore(Box::new(planned))
-                }
                 Ok(Found::Holds(what)) => RecoveryAction::Skip {
                     why: format!(
                         "it runs and holds data: {what} (`--overwrite {name}` restores it all the same)"
                     ),
                 },
+                Ok(Found::Lost(preview)) => {
+                    let planned = self.restore_of(service, &preview, &history).await;
+                    previews.push(*preview);
+                    RecoveryAction::Restore(Box::new(planned))
+                }
+                Ok(Found::Silent(chosen, e)) => {
+                    let first = format!("wait until it answers: now {}", chain(&e));
+                    RecoveryAction::Restore(Box::new(self.later(service, &chosen, first, &history).await))
+                }
+                Ok(Found::Unknown(chosen, e)) if !is_missing(&e, service) => {
+                    let first = format!("look again: now {}", chain(&e));
+                    RecoveryAction::Restore(Box::new(self.later(service, &chosen, first, &history).await))
+                }
+                Ok(Found::Absent(chosen) | Found::Unknown(chosen, _)) => {
+                    let mut planned = self.absent(service, &chosen, part, &history).await;
+                    let root = around.as_ref().and_then(|a| a.data_root.as_deref());
+                    needs.add_likely(self, root, &mut planned);
+                    RecoveryAction::Restore(Box::new(planned))
+                }
                 Err(e) => RecoveryAction::Blocked { why: chain(&e) },
             };
             let mut after: Vec<ServiceName> = self.waits_for(name, &names).cloned().collect();
@@ -276,54 +258,6 @@ impl Inner {
         out
     }
 
-    async fn planned(
-        &self,
-        entry: &Entry,
-        metadata: &Metadata,
-        passed_over: &[String],
-        history: &History,
-    ) -> PlannedRestore {
-        let predicted = match history.predict(&entry.id.service, metadata.plain_bytes()) {
-            Some(predicted) => Some(self.at_todays_pace(predicted, entry, metadata).await),
-            None => None,
-        };
-        let verified = entry.last_verification().filter(|(_, ok, _)| *ok);
-        PlannedRestore {
-            backup: entry.id.clone(),
-            state: entry.state.word().to_owned(),
-            as_of: metadata.consistent_from,
-            consistency: metadata.consistency,
-            verified: verified.map(|(level, _, at)| Verified { level, at }),
-            passed_over: passed_over.to_vec(),
-            plain_bytes: metadata.plain_bytes(),
-            stored_bytes: metadata.size_bytes,
-            steps: Vec::new(),
-            looks_again: false,
-            starts: None,
-            warnings: Vec::new(),
-            replaces: Vec::new(),
-            space: Vec::new(),
-            predicted,
-        }
-    }
-
-    /// Counts what a restore needs to what others need already; refused is the one that it does not suffice for.
-    fn with_room(
-        &self,
-        needs: &mut Vec<SpaceNeed>,
-        preview: Box<RestorePreview>,
-    ) -> Result<Found, BackupError> {
-        let before = needs.len();
-        needs.extend(preview.plan.space.iter().map(still_there));
-        match self.check_space(&*needs) {
-            Ok(()) => Ok(Found::Lost(preview)),
-            Err(e) => {
-                needs.truncate(before);
-                Err(BackupError::Refused(format!("{}, with the services before it", chain(&e))))
-            }
-        }
-    }
-
     /// The newest good backup and its evidence; where there is none, the newest of the old scripts, of which nothing is known
     /// before it is read.
     pub(in crate::engine) async fn choose_for_recovery(
@@ -387,57 +321,13 @@ impl Inner {
     }
 }
 
-/// The same on a folder that outlives the look: a spool is gone with it.
-fn still_there(need: &SpaceNeed) -> SpaceNeed {
-    let path = need.path.ancestors().find(|path| path.exists()).unwrap_or(&need.path);
-    SpaceNeed { path: path.to_owned(), bytes: need.bytes }
-}
-
 pub(in crate::engine) fn millis(span: Duration) -> u64 {
     u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
 }
-
-/// The last step for one that is looked at again.
-const UNLESS_IT_HOLDS_DATA: &str =
-    "leave it alone if it holds data then; else restore into it, with what is there kept aside";
 
 /// Whether the container that a service runs in is missing.
 fn is_missing(error: &BackupError, service: &PlannedService) -> bool {
     let gone =
         matches!(error, BackupError::Adapter { source, .. } if source.kind() == AdapterErrorKind::NotFound);
     gone && service.adapter.container().is_some()
-}
-
-/// Completes what is planned for a service that has to be made first.
-fn absent(
-    planned: &mut PlannedRestore,
-    metadata: &Metadata,
-    service: &PlannedService,
-    part: Option<&Part>,
-    history: &History,
-) {
-    let container = service.adapter.container().unwrap_or_default();
-    let name = part.map_or(container.as_str(), |p| p.name.as_str());
-    let how = match part.map(|p| p.state) {
-        Some(PartState::Missing) | None => "make and start",
-        Some(_) => "start",
-    };
-    planned.steps =
-        vec![format!("{how} `{name}`, and wait until it answers"), UNLESS_IT_HOLDS_DATA.to_owned()];
-    planned.looks_again = true;
-    planned.starts = Some(name.to_owned());
-    if let Some(part) = part {
-        if let Some(image) = part.image.as_ref().filter(|_| !part.has_image) {
-            planned
-                .warnings
-                .push(format!("the image `{image}` is not on this host: it is pulled or built first"));
-        }
-        let (then, now) = (metadata.image.as_ref().map(|i| i.name.as_str()), part.image.as_deref());
-        if let (Some(then), Some(now)) = (then, now)
-            && then != now
-        {
-            planned.warnings.push(format!("the backup was made of `{then}`; `{name}` has the image `{now}`"));
-        }
-    }
-    planned.predicted = history.with_start(planned.predicted.take(), &service.name);
 }

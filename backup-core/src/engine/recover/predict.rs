@@ -219,6 +219,7 @@ mod tests {
             steps: Vec::new(),
             looks_again: false,
             starts: None,
+            missing: Vec::new(),
             warnings: Vec::new(),
             replaces: Vec::new(),
             space: Vec::new(),
