@@ -21,6 +21,7 @@ use object_store::{ObjectMeta, ObjectStoreExt as _};
 use marks::Marked;
 
 mod again;
+mod ahead;
 mod api;
 mod chain;
 mod cloud;

@@ -5,14 +5,15 @@ use std::io;
 use backup_core::{ByteStream, CHUNK_BYTES, StoreError, StoreKey};
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt as _;
-use futures::stream::{self, BoxStream};
+use futures::stream::{self, BoxStream, FuturesOrdered};
 use object_store::path::Path;
 use object_store::{GetOptions, GetRange, GetResult, ObjectStore as _};
 
-use super::{ObjectStore, fault};
+use super::{ObjectStore, ahead, fault};
 
-/// What one request asks for, of an object that is much longer (8 MiB), and how many are on their way at a time. One
-/// connection alone is slower than the network, and a request that takes an hour never ends well.
+/// What one request asks for, of an object that is much longer (8 MiB), and how many are on their way at a time, at most;
+/// those of other bodies count as well (`ahead`). One connection alone is slower than the network, and a request that takes an
+/// hour never ends well.
 const PIECE_BYTES: u64 = 8 << 20;
 const IN_FLIGHT: usize = 4;
 
@@ -59,7 +60,7 @@ fn pieces(
         std::future::ready(Some(piece).filter(|piece| !piece.as_ref().is_ok_and(Bytes::is_empty)))
     });
     let inner = std::sync::Arc::clone(&store.inner);
-    let others = (1..size.div_ceil(PIECE_BYTES)).map(move |n| {
+    let mut others = (1..size.div_ceil(PIECE_BYTES)).map(move |n| {
         let range = n * PIECE_BYTES..((n + 1) * PIECE_BYTES).min(size);
         let options = GetOptions {
             // The same object: what somebody else exchanged meanwhile would be no whole of anything.
@@ -70,7 +71,19 @@ fn pieces(
         let (inner, path) = (std::sync::Arc::clone(&inner), path.clone());
         async move { inner.get_opts(&path, options).await?.bytes().await }
     });
-    first.chain(stream::iter(others).buffered(IN_FLIGHT)).boxed()
+    // As many as there is leave for, and one in any case. The leave lasts until the piece is handed out.
+    let on_their_way = stream::unfold(FuturesOrdered::new(), move |mut queue| {
+        while queue.len() < IN_FLIGHT {
+            let leave = ahead::leave(PIECE_BYTES as usize);
+            if leave.is_none() && !queue.is_empty() {
+                break;
+            }
+            let Some(piece) = others.next() else { break };
+            queue.push_back(async move { (piece.await, leave) });
+        }
+        async move { queue.next().await.map(|(piece, _leave)| (piece, queue)) }
+    });
+    first.chain(on_their_way).boxed()
 }
 
 impl Body {

@@ -12,13 +12,13 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::marks::Marked;
-use super::{ObjectStore, fault};
+use super::{ObjectStore, ahead, fault};
 
 /// The least part size (16 MiB): large enough that the round trips do not show.
 const PART_BYTES: usize = 16 << 20;
 /// S3 takes at most 10,000 parts; the rest is for size hints that are too low.
 const PARTS: u64 = 9_000;
-/// How many parts are on their way at a time; bounds the memory together with the part size.
+/// How many parts are on their way at a time, at most; those of other bodies count as well (`ahead`).
 const IN_FLIGHT: usize = 4;
 
 /// The pause before an upload is begun anew.
@@ -93,7 +93,14 @@ impl ObjectWriter {
     }
 
     async fn send_part(&mut self) -> Result<(), StoreError> {
-        while self.in_flight.len() >= IN_FLIGHT {
+        let mut leave = None;
+        while !self.in_flight.is_empty() {
+            if self.in_flight.len() < IN_FLIGHT {
+                leave = ahead::leave(self.pending_bytes);
+            }
+            if leave.is_some() {
+                break;
+            }
             self.one_arrived().await?;
         }
         if self.upload.is_none() {
@@ -103,7 +110,11 @@ impl ObjectWriter {
         self.pending_bytes = 0;
         self.parts += 1;
         if let Some(upload) = &mut self.upload {
-            self.in_flight.spawn(upload.put_part(payload));
+            let part = upload.put_part(payload);
+            self.in_flight.spawn(async move {
+                let _leave = leave;
+                part.await
+            });
         }
         Ok(())
     }
