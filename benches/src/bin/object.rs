@@ -16,6 +16,9 @@ use clap::Parser;
 /// At least 0.9 times as fast as the best.
 const TARGET: f64 = 1.0 / 0.9;
 
+/// Encryption may cost this much of the same in clear.
+const ENCRYPTED: f64 = 1.15;
+
 /// Compare `backup run` and `backup copy` to S3 with other clients.
 #[derive(Debug, Parser)]
 #[command(name = "backup-bench-object")]
@@ -43,6 +46,9 @@ struct Args {
     /// Amazon's own `aws`, to compare with.
     #[arg(long)]
     aws: Option<PathBuf>,
+    /// A public key of age: the same encrypted for it is compared with the same in clear.
+    #[arg(long)]
+    recipient: Option<String>,
     /// Where to work.
     #[arg(long, default_value = "/dev/shm/backup-bench-object")]
     work: PathBuf,
@@ -86,7 +92,8 @@ fn measure(args: &Args) -> io::Result<()> {
     // The same straight to the bucket.
     let direct =
         config.replace("url = 'near'", "url = 's3://BUCKET/direct'\nstore.options.allow_http = true");
-    fs::write(args.work.join("direct.toml"), direct.replace("BUCKET", &args.bucket))?;
+    let direct = direct.replace("BUCKET", &args.bucket);
+    fs::write(args.work.join("direct.toml"), &direct)?;
     let (file, endpoint) = (file.to_string_lossy(), format!("http://{}", args.server));
     let theirs = |name: &str| format!("s3://{}/theirs/{name}", args.bucket);
     let mut peers: Vec<Way<'_>> = Vec::new();
@@ -103,36 +110,45 @@ fn measure(args: &Args) -> io::Result<()> {
         let cp = ["--endpoint-url", &endpoint, "s3", "cp", "--only-show-errors", &file, &theirs("aws")];
         peers.push(("aws s3 cp", aws, words_of(&cp)));
     }
-    let ours: [Way<'_>; 2] = [
-        ("back up", &args.backup, words_of(&["run", "once", "--config", "direct.toml", "-q"])),
+    let to_s3 = |what, config| -> Way<'_> {
+        (what, &args.backup, words_of(&["run", "once", "--config", config, "-q"]))
+    };
+    let ours = [
+        to_s3("back up", "direct.toml"),
         ("copy", &args.backup, words_of(&["copy", "--to", "copies", "-q"])),
     ];
+    let mut pairs: Vec<(&Way<'_>, &Way<'_>, f64)> = Vec::new();
+    pairs.extend(ours.iter().flat_map(|ours| peers.iter().map(move |peer| (ours, peer, TARGET))));
+    let (encrypted, clear) = (to_s3("encrypted", "encrypted.toml"), to_s3("in clear", "direct.toml"));
+    if let Some(recipient) = &args.recipient {
+        let config = format!("encryption.recipients = '{recipient}'\n{direct}");
+        fs::write(args.work.join("encrypted.toml"), config)?;
+        pairs.push((&encrypted, &clear, ENCRYPTED));
+    }
     one(args, &args.backup, &words_of(&["init", "-q"]))?;
     one(args, &args.backup, &words_of(&["run", "once", "-q"]))?;
     let mut out = io::stdout().lock();
     writeln!(out, "{} MiB that nothing can shorten\n\n{TABLE_HEAD}", args.mib)?;
-    for (what, program, words) in &ours {
-        for (peer, theirs, their_words) in &peers {
-            // The first turn counts for nothing.
-            for timed in [false, true] {
-                let turns = if timed { args.runs } else { 1 };
-                let fresh = |program: &Path, words: &[String]| {
-                    empty(args)?;
-                    one(args, &args.backup, &words_of(&["init", "-q"]))?;
-                    one(args, &args.backup, &words_of(&["init", "--config", "direct.toml", "-q"]))?;
-                    one(args, program, words)
-                };
-                let compared = Comparison::interleave(
-                    *what,
-                    *peer,
-                    TARGET,
-                    turns,
-                    |_| fresh(program, words),
-                    |_| fresh(theirs, their_words),
-                )?;
-                if timed {
-                    write!(out, "{compared}")?;
-                }
+    for ((what, program, words), (peer, theirs, their_words), target) in pairs {
+        // The first turn counts for nothing.
+        for timed in [false, true] {
+            let turns = if timed { args.runs } else { 1 };
+            let fresh = |program: &Path, words: &[String]| {
+                empty(args)?;
+                one(args, &args.backup, &words_of(&["init", "-q"]))?;
+                one(args, &args.backup, &words_of(&["init", "--config", "direct.toml", "-q"]))?;
+                one(args, program, words)
+            };
+            let compared = Comparison::interleave(
+                *what,
+                *peer,
+                target,
+                turns,
+                |_| fresh(program, words),
+                |_| fresh(theirs, their_words),
+            )?;
+            if timed {
+                write!(out, "{compared}")?;
             }
         }
     }
