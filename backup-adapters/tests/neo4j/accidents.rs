@@ -261,8 +261,7 @@ async fn an_engine_that_goes_leaves_a_journal_to_go_by() {
     assert_eq!(graph.content(), before);
 }
 
-/// Nobody waits for a server that has ended, or has given a database up; and it does not stay down: it runs on its old data,
-/// and the error has its last words.
+/// Nobody waits for a server that has given a database up; it runs on its old data.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs Docker and root"]
 async fn a_server_that_cannot_open_the_restored_data_runs_on_the_old_one() {
@@ -273,22 +272,19 @@ async fn a_server_that_cannot_open_the_restored_data_runs_on_the_old_one() {
     graph.wait_until_up();
     graph.seed("old", 20);
     let old = graph.content();
-    for (database, why) in [("neo4j", "database `neo4j` did not come up"), ("system", "ended")] {
-        let bench = bench();
-        let mut cx = context(&bench);
-        let plan = adapter.plan_restore(&cx, &backup.metadata, &RestoreTarget::Live).await.unwrap();
-        let token = adapter.stage(&cx, &plan, &backup.source(Damage::None)).await.unwrap();
-        let name = graph.name.clone();
-        cx.events = Arc::new(Then("starting the server", move || spoil(&name, database)));
-        let e = adapter.switch(&cx, &plan, &token).await.unwrap_err();
-        let text = chain(&e);
-        assert!(text.contains("the old data is live again") && text.contains(why), "{database}: {text}");
-        graph.wait_until_up();
-        assert_eq!(graph.content(), old, "{database}");
-        assert!(cx.journal.entries().await.unwrap().is_empty(), "{database}");
-        adapter.discard(&cx, &token).await.unwrap();
-        graph.forget_kept();
-    }
+    let bench = bench();
+    let mut cx = context(&bench);
+    let plan = adapter.plan_restore(&cx, &backup.metadata, &RestoreTarget::Live).await.unwrap();
+    let token = adapter.stage(&cx, &plan, &backup.source(Damage::None)).await.unwrap();
+    let name = graph.name.clone();
+    cx.events = Arc::new(Then("starting the server", move || spoil(&name, "neo4j")));
+    let e = adapter.switch(&cx, &plan, &token).await.unwrap_err();
+    let text = chain(&e);
+    assert!(text.contains("the old data is live again"), "{text}");
+    assert!(text.contains("database `neo4j` did not come up"), "{text}");
+    graph.wait_until_up();
+    assert_eq!(graph.content(), old);
+    assert!(cx.journal.entries().await.unwrap().is_empty());
 }
 
 /// Makes every file of a database rubbish, in the volume of a container that does not run.

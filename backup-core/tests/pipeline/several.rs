@@ -182,9 +182,9 @@ async fn a_file_that_is_missing_cut_moved_or_altered_is_named() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_store_holds_up_is_not_divided() {
     let (_, _, recipients) = key();
-    let mut shelf = Shelf { slow: Some(Duration::from_millis(60)), ..Shelf::default() };
+    let mut shelf = Shelf { slow: Some(Duration::from_millis(250)), ..Shelf::default() };
     let settings = settings(&recipients);
-    write(chunks(&sample(40 * MIB), &[MIB]), &mut shelf, &settings).await.unwrap();
+    write(chunks(&sample(24 * MIB), &[MIB]), &mut shelf, &settings).await.unwrap();
     assert_eq!(shelf.files.len(), 1);
 }
 
