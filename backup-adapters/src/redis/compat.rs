@@ -1,6 +1,6 @@
 //! Which files a server loads. One that it cannot load it would only refuse after it has dropped what it had.
 
-use backup_core::{AdapterError, AdapterErrorKind, OpContext};
+use backup_core::{AdapterError, AdapterErrorKind, Metadata, OpContext};
 
 use super::conn::Conn;
 use super::facts::Info;
@@ -47,18 +47,29 @@ fn name(file: &Summary) -> String {
     }
 }
 
-fn refused(live: &Info, file: &Summary) -> AdapterError {
+fn refused(live: &Info, made_by: &str) -> AdapterError {
     let (kind, version) = match live.is_valkey() {
         true => ("Valkey", live.get("valkey_version")),
         false => ("Redis", live.get("redis_version")),
     };
     AdapterError::new(
         AdapterErrorKind::Conflict,
-        format!(
-            "the backup was made by {}, which {kind} {version} cannot load: use a newer server",
-            name(file)
-        ),
+        format!("the backup was made by {made_by}, which {kind} {version} cannot load: use a newer server"),
     )
+}
+
+/// Refuses what metadata.json tells already: a backup of a Redis whose files the server does not load. Valkey writes such of
+/// older versions, too: that is told by the file alone.
+pub(super) fn refuse_newer(live: &Info, backup: &Metadata) -> Result<(), AdapterError> {
+    let made_by = backup.service_version.as_deref().unwrap_or_default();
+    let then = Info::parse(&format!("redis_version:{made_by}"));
+    // Those that are not known yet write none that is older than the last one known.
+    let wrote =
+        if then.numbers() >= (8, 0) { newest(&Info::parse("redis_version:7.4")) } else { newest(&then) };
+    match (wrote, newest(live)) {
+        (Some(wrote), Some(loads)) if wrote > loads => Err(refused(live, &format!("Redis {made_by}"))),
+        _ => Ok(()),
+    }
 }
 
 /// Refuses a file that the server would not load: by its version, its number of databases, its modules, its memory.
@@ -70,7 +81,7 @@ pub(super) async fn refuse_unloadable(
 ) -> Result<(), AdapterError> {
     let conflict = |what: String| Err(AdapterError::new(AdapterErrorKind::Conflict, what));
     if file.valkey && !live.is_valkey() || newest(live).is_some_and(|newest| file.version > newest) {
-        return Err(refused(live, file));
+        return Err(refused(live, &name(file)));
     }
     let databases = setting(cx, conn, "databases").await?.and_then(|n| n.parse::<u64>().ok());
     let last = file.databases.keys().next_back();
@@ -114,5 +125,5 @@ pub(super) fn refuse_foreign(live: &Info, own: &Summary, file: &Summary) -> Resu
         (true, true) => !own.valkey && file.version <= VALKEY || file.version <= own.version,
         (false, valkey) => valkey == own.valkey && file.version <= own.version,
     };
-    if loads { Ok(()) } else { Err(refused(live, file)) }
+    if loads { Ok(()) } else { Err(refused(live, &name(file))) }
 }

@@ -90,6 +90,7 @@ pub(super) async fn plan(
     let mut conn = server.connect(cx).await?;
     let live = Info::read(&mut conn, cx).await?;
     refuse(cx, &mut conn, &live).await?;
+    compat::refuse_newer(&live, backup)?;
     if runtime.inspect().await?.state != RunState::Running {
         let what = format!("{server} answers, but what is configured to run it does not run");
         return Err(AdapterError::new(AdapterErrorKind::Conflict, what));

@@ -73,6 +73,7 @@ async fn plan_wire(server: &Server, cx: &OpContext, backup: &Metadata) -> Result
     let mut conn = server.connect(cx).await?;
     let live = Info::read(&mut conn, cx).await?;
     refuse(cx, &mut conn, &live).await?;
+    compat::refuse_newer(&live, backup)?;
     refuse_without_command(server, cx, &mut conn).await?;
     let missing = missing_rights(cx, &mut conn).await?;
     if !missing.is_empty() {

@@ -12,3 +12,4 @@ mod link;
 mod rights;
 mod snapshot;
 mod support;
+mod write;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use backup_core::{Event, EventSink, RestoreTarget, ServiceAdapter, chain};
+use backup_core::{AdapterErrorKind, Event, EventSink, RestoreTarget, ServiceAdapter, chain};
 
 use crate::common::{entries, killed_in, next_process, staged};
 use crate::support::{CANARY, adapter, bench, captured, wait_for, with_secrets};
@@ -339,13 +339,30 @@ async fn killed_on_the_way_over_the_bridge() {
 async fn a_newer_format_is_refused_before_anything_is_done() {
     let [old, _, new, _] = SERVERS.map(|server| Container::start(server, &[]));
     new.seed("new", 10);
-    let backup = captured(&*new.adapter("")).await.unwrap();
+    let mut backup = captured(&*new.adapter("")).await.unwrap();
     let before = old.seed("old", 10);
+    let of_old = captured(&*old.adapter("")).await.unwrap();
+    let refused = "Redis 6.0.16 cannot load: use a newer server";
+    for mode in ["wire", "file"] {
+        let (cx, keys) = (with_secrets(bench().cx()), format!("restore = '{mode}'"));
+        let adapter = old.adapter(&keys);
+        let e = adapter.plan_restore(&cx, &backup.metadata, &RestoreTarget::Live).await.unwrap_err();
+        assert_eq!(e.kind(), AdapterErrorKind::Conflict, "{}", chain(&e));
+        assert!(
+            e.to_string().starts_with("the backup was made by Redis 8.") && e.to_string().contains(refused),
+            "{e}"
+        );
+        for newer in [&*adapter, &*new.adapter(&keys)] {
+            newer.plan_restore(&cx, &of_old.metadata, &RestoreTarget::Live).await.unwrap();
+        }
+    }
+    // One that does not tell what made it is told by its file.
+    Arc::make_mut(&mut backup.metadata).service_version = None;
     for mode in ["wire", "file"] {
         let cx = with_secrets(bench().cx());
         let adapter = old.adapter(&format!("restore = '{mode}'"));
         let e = staged(&*adapter, &cx, &backup).await.unwrap_err();
-        assert!(chain(&e).contains("Redis 6.0.16 cannot load"), "{}", chain(&e));
+        assert!(e.to_string().contains(refused), "{}", chain(&e));
         assert_eq!(old.digest(), before);
     }
 }
