@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use backup_core::runtime::{Interruption, InterruptionEntry, InterruptionKind, Replay, RunState};
 use backup_core::{
-    AdapterError, Answer, ArtifactMeta, Evidence, Leftover, Metadata, OpContext, RestorePlan, RestoreSource,
-    RestoreTarget, StepToken, keep_aside,
+    AdapterError, AdapterErrorKind, Answer, ArtifactMeta, Evidence, Leftover, Metadata, OpContext,
+    RestorePlan, RestoreSource, RestoreTarget, StepToken, keep_aside,
 };
 use serde::{Deserialize, Serialize};
 
@@ -42,6 +42,8 @@ pub(super) struct Backup {
     pub(super) inactive: BTreeMap<String, Vec<String>>,
     /// It is an export, and not the server's own backup.
     pub(super) export: bool,
+    /// What made it, e.g. `1.35.2`.
+    version: Option<String>,
 }
 
 /// Whether it is an export, and not the server's own backup.
@@ -73,7 +75,30 @@ impl Backup {
         let export = is_export(artifact);
         // An export is of no node: any server takes it.
         let node = if export { String::new() } else { text("node") };
-        Ok(Self { id, node, bytes: artifact.plain_bytes, inactive, export })
+        let version = metadata.service_version.clone();
+        Ok(Self { id, node, bytes: artifact.plain_bytes, inactive, export, version })
+    }
+
+    /// Refuses it for a server of version `live`, if that is of an older minor version: it does not know all that is in it.
+    ///
+    /// # Errors
+    /// `Conflict`, unless [`OpContext::force`]: a second server has to restore it before anything is touched.
+    pub(super) fn refuse_older(&self, cx: &OpContext, live: &str) -> Result<(), AdapterError> {
+        let numbers = |version: &str| {
+            let mut parts = version.split('.').map(|part| part.parse::<u32>().ok());
+            Some((parts.next()??, parts.next()??))
+        };
+        let then = self.version.as_deref().unwrap_or_default();
+        let (Some(has), Some(is)) = (numbers(then), numbers(live)) else { return Ok(()) };
+        if has <= is || cx.force {
+            return Ok(());
+        }
+        let what = format!(
+            "the backup is of Weaviate {then}, and the server is {live}: restore into version {}.{} or a newer one, or try it \
+             with --force",
+            has.0, has.1
+        );
+        Err(AdapterError::new(AdapterErrorKind::Conflict, what))
     }
 }
 

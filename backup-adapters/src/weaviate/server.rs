@@ -131,10 +131,10 @@ impl Server {
     }
 }
 
-/// Writes an object into a collection of its own, and removes that.
+/// Writes an object into a collection of its own, and removes that; and looks for shards that take none.
 ///
 /// # Errors
-/// Those of the API.
+/// Those of the API; `Conflict` names a shard that is read-only.
 pub(super) async fn take_a_write(server: &Server, cx: &OpContext) -> Result<(), AdapterError> {
     let api = server.connect(cx).await?;
     let name: String = cx.run_id.as_str().chars().filter(char::is_ascii_alphanumeric).collect();
@@ -148,7 +148,30 @@ pub(super) async fn take_a_write(server: &Server, cx: &OpContext) -> Result<(), 
     let object = json!({ "class": name, "vector": [0.0, 1.0] });
     let written = change(Method::POST, "/v1/objects", Some(object)).await;
     let removed = change(Method::DELETE, &place, None).await;
-    written.and(removed)
+    written.and(removed)?;
+    refuse_read_only(server, &api, cx).await
+}
+
+/// A shard that was made read-only, by somebody or because its disk ran full, stays so until somebody says that it is ready
+/// (1.35): a new collection, which takes writes, does not show that.
+async fn refuse_read_only(server: &Server, api: &Api, cx: &OpContext) -> Result<(), AdapterError> {
+    let nodes = match api.get(cx, "/v1/nodes?output=verbose").await {
+        // Who may not look has written, at least.
+        Err(e) if matches!(e.kind(), AdapterErrorKind::PermissionDenied | AdapterErrorKind::NotFound) => {
+            return Ok(());
+        }
+        nodes => nodes?,
+    };
+    let nodes = nodes["nodes"].as_array().into_iter().flatten();
+    let mut shards = nodes.flat_map(|node| node["shards"].as_array().into_iter().flatten());
+    let Some(shard) = shards.find(|shard| shard["vectorIndexingStatus"] == "READONLY") else { return Ok(()) };
+    let text = |key: &str| shard[key].as_str().unwrap_or_default();
+    let (class, name) = (text("class"), text("name"));
+    let what = format!(
+        "shard `{name}` of collection `{class}` of {server} is read-only, as it is once its disk ran full: see that there is \
+         room, and set it to READY (PUT /v1/schema/{class}/shards/{name})"
+    );
+    Err(AdapterError::new(AdapterErrorKind::Conflict, what))
 }
 
 /// What a key must be allowed to see and do, for nothing to be missing.

@@ -8,6 +8,7 @@ mod capture;
 mod conformance;
 mod export;
 mod faults;
+mod fits;
 mod killed;
 mod proxy;
 mod restore;

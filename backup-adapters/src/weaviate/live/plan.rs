@@ -12,7 +12,7 @@ use backup_core::{
 use super::Live;
 use crate::weaviate::census::Schema;
 use crate::weaviate::restore::{Backup, Token, fixed};
-use crate::weaviate::server::{self, Server};
+use crate::weaviate::server::{self, Facts, Server};
 
 /// The data directory on this host, and the names in it that stay.
 pub(in crate::weaviate) async fn folders(
@@ -49,7 +49,10 @@ pub(in crate::weaviate) async fn plan(
 ) -> Result<RestorePlan, AdapterError> {
     let (data, keep) = folders(server, cx).await?;
     let (node, collections) = match look(server, cx).await {
-        Ok(seen) => seen,
+        Ok((facts, collections)) => {
+            backup.refuse_older(cx, &facts.version)?;
+            (facts.node, Some(collections))
+        }
         // One that cannot even start is what restores are for.
         Err(e) if e.kind() == AdapterErrorKind::Unavailable => (named(server, cx).await?, None),
         Err(e) => return Err(e),
@@ -112,11 +115,11 @@ pub(in crate::weaviate) async fn plan(
     Ok(RestorePlan { target: RestoreTarget::Live, steps, replaces, space, token })
 }
 
-/// The name of the live node, and how many collections it has.
-async fn look(server: &Server, cx: &OpContext) -> Result<(String, Option<usize>), AdapterError> {
+/// What the live node says of itself, and how many collections it has.
+async fn look(server: &Server, cx: &OpContext) -> Result<(Facts, usize), AdapterError> {
     let api = server.connect(cx).await?;
     let facts = server::facts(&api, cx).await?;
-    Ok((facts.node, Some(Schema::read(&api, cx).await?.classes.len())))
+    Ok((facts, Schema::read(&api, cx).await?.classes.len()))
 }
 
 /// The name of the live node, as its container says.
