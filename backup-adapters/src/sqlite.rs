@@ -26,6 +26,7 @@ mod in_use;
 mod inspect;
 mod restore;
 mod swap;
+mod write;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -226,6 +227,12 @@ impl ServiceAdapter for Sqlite {
             Ok(found)
         }))
         .await
+    }
+
+    async fn prove_writable(&self, cx: &OpContext) -> Result<bool, AdapterError> {
+        let (path, cx) = (self.path.clone(), cx.clone());
+        joined(spawn_blocking(move || write::take_a_write(&path, &cx))).await?;
+        Ok(true)
     }
 
     async fn ask(

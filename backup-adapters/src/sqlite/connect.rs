@@ -17,7 +17,7 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 /// How long one call into SQLite waits for a lock: short, so that cancellation is seen soon.
-const BUSY_TIMEOUT: Duration = Duration::from_millis(100);
+pub(super) const BUSY_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// How long to wait for a lock without any progress when the operation itself has no deadline.
 const LOCK_WAIT: Duration = Duration::from_secs(60);
@@ -32,7 +32,7 @@ pub(super) fn sidecar(path: &Path, suffix: &str) -> PathBuf {
     PathBuf::from(name)
 }
 
-fn kind_of(error: &rusqlite::Error) -> AdapterErrorKind {
+pub(super) fn kind_of(error: &rusqlite::Error) -> AdapterErrorKind {
     match error.sqlite_error_code() {
         Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => AdapterErrorKind::Unavailable,
         Some(ErrorCode::DiskFull) => AdapterErrorKind::NoSpace,

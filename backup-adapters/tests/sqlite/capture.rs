@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use crate::support::{Db, Hammer, insert, integrity, rows, unpack};
+use crate::support::{Db, Hammer, allow, insert, integrity, rows, unpack, without_rights};
 use backup_core::testkit::adapter_suite::{Damage, capture};
 use backup_core::{AdapterErrorKind, CheckPurpose, RestoreTarget, ServiceAdapter, chain};
 use futures::StreamExt;
@@ -334,38 +334,12 @@ fn has_sqlite3() -> bool {
 #[tokio::test]
 #[ignore = "run by another test, as a user who may not write the folder"]
 async fn reader_without_rights() {
-    let Some(path) = std::env::var_os("READ_ONLY_DATABASE") else { return };
+    let Some(path) = std::env::var_os("DATABASE") else { return };
     let db = Db::nowhere();
     match capture(&backup_adapters::sqlite::Sqlite::new(path), &db.bench.cx()).await {
         Ok(captured) => println!("\nrows: {}", captured.metadata.evidence.counts["rows.log"]),
         Err(e) => println!("\n{:?}: {e}", e.kind()),
     }
-}
-
-/// The output of [`reader_without_rights`].
-fn read_without_rights(path: &std::path::Path) -> String {
-    use std::os::unix::process::CommandExt;
-    let mut program = std::env::current_exe().unwrap();
-    let public = tempfile::tempdir().unwrap();
-    if rustix::process::geteuid().is_root() {
-        // Root may write everything, and others may not see where the program is.
-        let copy = public.path().join("program");
-        std::fs::copy(&program, &copy).unwrap();
-        allow(public.path(), 0o755);
-        program = copy;
-    }
-    let mut command = std::process::Command::new(program);
-    command.args(["--exact", "capture::reader_without_rights", "--ignored", "--nocapture"]);
-    command.env("READ_ONLY_DATABASE", path);
-    if rustix::process::geteuid().is_root() {
-        command.uid(65_534).gid(65_534);
-    }
-    String::from_utf8(command.output().unwrap().stdout).unwrap()
-}
-
-fn allow(path: &std::path::Path, mode: u32) {
-    use std::os::unix::fs::PermissionsExt;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
 }
 
 #[test]
@@ -374,7 +348,7 @@ fn a_folder_that_may_not_be_written_is_no_obstacle_where_it_need_not_be() {
         let db = Db::new(mode, 10);
         allow(&db.path, 0o444);
         allow(db.dir.path(), 0o555);
-        let output = read_without_rights(&db.path);
+        let output = without_rights("capture::reader_without_rights", &db.path);
         assert!(output.contains("\nrows: 10\n"), "{mode}: {output}");
         allow(db.dir.path(), 0o755);
     }
@@ -388,7 +362,7 @@ fn a_folder_that_may_not_be_written_is_no_obstacle_where_it_need_not_be() {
         allow(&db.beside(suffix), 0o444);
     }
     allow(db.dir.path(), 0o555);
-    let output = read_without_rights(&db.path);
+    let output = without_rights("capture::reader_without_rights", &db.path);
     let expected = format!("\nPermissionDenied: cannot read database `{}`: that needs", db.path.display());
     assert!(output.contains(&expected), "{output}");
     allow(db.dir.path(), 0o755);

@@ -5,5 +5,9 @@
 mod ask;
 mod capture;
 mod conformance;
+#[path = "../common/disk.rs"]
+#[expect(dead_code, reason = "other tests use the rest")]
+mod disk;
 mod restore;
 mod support;
+mod write;

@@ -146,3 +146,28 @@ impl Hammer {
         self.committed.load(Ordering::SeqCst)
     }
 }
+
+/// What the ignored test `test` prints about `DATABASE` as a user who has no rights there but those that everybody has.
+pub(crate) fn without_rights(test: &str, database: &Path) -> String {
+    use std::os::unix::process::CommandExt as _;
+    let mut program = std::env::current_exe().unwrap();
+    let public = tempfile::tempdir().unwrap();
+    if rustix::process::geteuid().is_root() {
+        // Root may write everything, and others may not see where the program is.
+        let copy = public.path().join("program");
+        std::fs::copy(&program, &copy).unwrap();
+        allow(public.path(), 0o755);
+        program = copy;
+    }
+    let mut command = std::process::Command::new(program);
+    command.args(["--exact", test, "--ignored", "--nocapture"]).env("DATABASE", database);
+    if rustix::process::geteuid().is_root() {
+        command.uid(65_534).gid(65_534);
+    }
+    String::from_utf8(command.output().unwrap().stdout).unwrap()
+}
+
+pub(crate) fn allow(path: &Path, mode: u32) {
+    use std::os::unix::fs::PermissionsExt as _;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+}
