@@ -8,6 +8,7 @@ mod ask;
 mod capture;
 mod conformance;
 mod faults;
+mod fits;
 mod four;
 mod graph;
 mod legacy;
