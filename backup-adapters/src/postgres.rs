@@ -60,6 +60,7 @@ mod scratch;
 mod snapshot;
 mod sql;
 mod swap;
+mod version;
 
 use std::path::PathBuf;
 use std::sync::Arc;

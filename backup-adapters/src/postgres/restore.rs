@@ -15,7 +15,7 @@ use super::link::Link;
 use super::load::Loader;
 use super::sql::suffixed;
 use super::swap::{Item, Plan, Step, drop_database, kept_name};
-use super::{Settings, apart, base, dir, scratch};
+use super::{Settings, apart, base, dir, scratch, version};
 use crate::legacy::LEGACY;
 use crate::on_disk::{blocking, failed};
 
@@ -180,6 +180,7 @@ pub(super) async fn plan(
     };
     let link = Link::open(settings, cx).await?;
     let facts = ServerFacts::ask(&link).await?;
+    version::refuse_newer(settings, cx, backup, &facts)?;
     let doubts: Doubts = link
         .json(&link.home, DOUBTS)
         .await

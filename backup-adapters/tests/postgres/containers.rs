@@ -167,6 +167,7 @@ async fn a_container_is_backed_up_restored_and_drilled() {
         adapter.discard(&cx, &staged).await.unwrap();
         server.sql(server.user, "DROP DATABASE app");
         restore_live(&adapter, &captured).await;
+        assert!(adapter.prove_writable(&bench().cx()).await.unwrap());
         assert_eq!(server.dump("app"), before, "{image}");
         let left =
             server.sql(server.user, "SELECT count(*) FROM pg_database WHERE datname LIKE '%\\_restore\\_%'");

@@ -10,6 +10,7 @@ mod conformance;
 mod containers;
 mod exchange;
 mod faults;
+mod fits;
 mod holds;
 mod legacy;
 #[path = "../common/old.rs"]

@@ -35,6 +35,15 @@ pub(super) fn runtime(settings: &Settings) -> Result<Arc<dyn ServiceRuntime>, Ad
     }
 }
 
+fn refuse_other(has: u32, is: u32) -> Result<(), AdapterError> {
+    if has == is {
+        return Ok(());
+    }
+    Err(conflict(format!(
+        "the base backup is of PostgreSQL {has}, the server of {is}: files fit their own version only, restore into one of {has}"
+    )))
+}
+
 /// The data directory as the server calls it. One that does not run cannot be asked.
 async fn directory(
     settings: &Settings,
@@ -52,12 +61,7 @@ async fn directory(
         Err(e) => return Err(e),
     };
     if let Some(server) = &server {
-        if server.version / 10_000 != backup / 10_000 {
-            let (has, is) = (backup / 10_000, server.version / 10_000);
-            return Err(conflict(format!(
-                "the base backup is of PostgreSQL {has}, the server of {is}: files fit their own version only"
-            )));
-        }
+        refuse_other(backup / 10_000, server.version / 10_000)?;
         if server.recovery {
             return Err(conflict("the server is a standby: restore its primary, and make the standby anew"));
         }
@@ -128,6 +132,9 @@ pub(in crate::postgres) async fn plan(
     let (target, linked) = blocking(move || {
         let target = usable(host, &inside)?;
         let linked = target.join("pg_wal").is_symlink();
+        // A server that does not answer has told its version there.
+        let is = fs::read_to_string(target.join("PG_VERSION")).ok().and_then(|v| v.trim().parse().ok());
+        refuse_other(number / 10_000, is.unwrap_or(number / 10_000))?;
         Ok((target, linked))
     })
     .await?;
