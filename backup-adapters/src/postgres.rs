@@ -426,7 +426,7 @@ impl ServiceAdapter for Postgres {
         match token.get()? {
             Token::Server(plan) => swap::discard(&self.settings, cx, &plan).await,
             Token::Dir(plan) => dir::discard(plan).await,
-            Token::Base(plan) => base::discard(*plan).await,
+            Token::Base(plan) => base::discard(cx, *plan).await,
             Token::Apart(_) => apart::discard(&self.settings, cx).await,
         }
     }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 /// A password that must show nowhere.
-const CANARY: &str = "canary-51d0-hunter2";
+pub(crate) const CANARY: &str = "canary-51d0-hunter2";
 
 /// How long anything may take that a test waits for.
 const PATIENCE: Duration = Duration::from_secs(60);

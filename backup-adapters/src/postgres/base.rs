@@ -18,7 +18,7 @@ use super::link::Link;
 
 pub(super) use self::check::{Base, evidence};
 pub(super) use self::plan::plan;
-pub(super) use self::restore::{Plan, bring_back, discard, leftovers, stage, switch, undo};
+pub(super) use self::restore::{Plan, bring_back, discard, leftovers, stage, switch, undo, was_refused};
 pub(super) use self::take::{check, open};
 pub(super) use self::try_out::try_out;
 pub(super) use self::verify::{unpack, verified};

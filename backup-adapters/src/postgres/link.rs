@@ -49,13 +49,36 @@ impl Link {
         Self::to(settings, cx, None).await
     }
 
-    /// The same to `apart`, the container of a server of our own.
+    /// The same with the password of the time of the backup that is restored. `None` if nobody knows it.
+    pub(super) async fn as_then(settings: &Settings, cx: &OpContext) -> Result<Option<Self>, AdapterError> {
+        let Some(password) = &settings.password else { return Ok(None) };
+        match password.resolve_then(cx).await {
+            Some(then) => Self::with(settings, cx, None, Some(then)).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// As [`Self::open`], to `apart`, the container of a server of our own.
     pub(super) async fn to(
         settings: &Settings,
         cx: &OpContext,
         apart: Option<&DockerRuntime>,
     ) -> Result<Self, AdapterError> {
         cx.check_alive()?;
+        let password = match (apart, &settings.password) {
+            (Some(apart), _) => cx.within(apart.env("POSTGRES_PASSWORD")).await??,
+            (None, Some(password)) => Some(password.resolve(cx, settings.docker().as_ref()).await?),
+            (None, None) => None,
+        };
+        Self::with(settings, cx, apart, password).await
+    }
+
+    async fn with(
+        settings: &Settings,
+        cx: &OpContext,
+        apart: Option<&DockerRuntime>,
+        password: Option<Secret>,
+    ) -> Result<Self, AdapterError> {
         let docker = apart.cloned().or_else(|| settings.docker());
         let runtime: Arc<dyn ServiceRuntime> = match &docker {
             Some(docker) => Arc::new(docker.clone()),
@@ -80,11 +103,6 @@ impl Link {
         };
         let user = user.unwrap_or_else(|| settings.flavor.user().to_owned());
         env.push(("PGUSER".to_owned(), secret(&user)));
-        let password = match (apart, &settings.password) {
-            (Some(apart), _) => cx.within(apart.env("POSTGRES_PASSWORD")).await??,
-            (None, Some(password)) => Some(password.resolve(cx, docker.as_ref()).await?),
-            (None, None) => None,
-        };
         env.extend(password.map(|password| ("PGPASSWORD".to_owned(), password)));
         if let Some(mode) = settings.sslmode.as_ref().filter(|_| apart.is_none()) {
             env.push(("PGSSLMODE".to_owned(), secret(mode)));

@@ -124,13 +124,13 @@ async fn stop(
     Ok(stopped)
 }
 
-/// Starts it again, and waits for it. One that stood still before is started, too: the data is there to be used.
+/// Starts it again, and waits for it, as [`answers`]. One that stood still before is started, too: the data is there to be used.
 async fn start(
     settings: &Settings,
     runtime: &Arc<dyn ServiceRuntime>,
     cx: &OpContext,
     stopped: &mut Interruption,
-) -> Result<(), AdapterError> {
+) -> Result<Option<AdapterError>, AdapterError> {
     phase(cx, "starting the server");
     if stopped.interrupts() {
         stopped.end().await?;
@@ -141,20 +141,18 @@ async fn start(
     answers(settings, runtime, cx).await
 }
 
+/// Waits until it answers; why it does not let us in, if that is its answer: its roles are those of its data, with their
+/// passwords of then.
 async fn answers(
     settings: &Settings,
     runtime: &Arc<dyn ServiceRuntime>,
     cx: &OpContext,
-) -> Result<(), AdapterError> {
+) -> Result<Option<AdapterError>, AdapterError> {
     let mut patience = Patience::with(&**runtime);
     loop {
         match Link::open(settings, cx).await {
-            Ok(_) => return Ok(()),
-            // It answers: its roles are those of the backup, with their passwords of then.
-            Err(e) if e.kind() == AdapterErrorKind::PermissionDenied => {
-                cx.warn(format!("the restored server answers, but does not let the backup in: {e}"));
-                return Ok(());
-            }
+            Ok(_) => return Ok(None),
+            Err(e) if e.kind() == AdapterErrorKind::PermissionDenied => return Ok(Some(e)),
             Err(e) if cx.check_alive().is_err() => return Err(e),
             Err(e) if matches!(e.kind(), AdapterErrorKind::Unavailable | AdapterErrorKind::Conflict) => {
                 patience.after(e).await?;
@@ -172,7 +170,7 @@ pub(in crate::postgres) async fn switch(
 ) -> Result<Plan, AdapterError> {
     let (runtime, swap) = (runtime(settings)?, plan.swap()?.clone());
     let back = calm(cx);
-    if !plan.exchanged() {
+    let refused = if !plan.exchanged() {
         let deadline = Instant::now() + cx.remaining().unwrap_or(USUAL_TIME);
         let mut stopped = stop(&runtime, cx, deadline).await?;
         let ran = stopped.interrupts();
@@ -182,22 +180,67 @@ pub(in crate::postgres) async fn switch(
             Ok(()) => start(settings, &runtime, &back, &mut stopped).await,
             Err(e) => Err(e),
         };
-        if let Err(e) = started {
-            if let Err(second) = take_back(&runtime, cx, &mut stopped, &swap, ran).await {
-                cx.warn(format!(
-                    "the restore failed, and what was there could not be put back at once: {second}"
-                ));
+        match started {
+            Ok(refused) => refused,
+            Err(e) => {
+                if let Err(second) = take_back(&runtime, cx, &mut stopped, &swap, ran).await {
+                    cx.warn(format!(
+                        "the restore failed, and what was there could not be put back at once: {second}"
+                    ));
+                }
+                return Err(e);
             }
-            return Err(e);
         }
     } else {
         // A run that died had exchanged them; the names may not be final yet, and the server may still stand still.
         exchange(swap.clone()).await?;
         runtime.start().await?;
-        answers(settings, &runtime, &back).await?;
-    }
-    compare(settings, &back, &plan.seen).await;
+        answers(settings, &runtime, &back).await?
+    };
+    let link = match refused {
+        None => Link::open(settings, &back).await.map(Some),
+        Some(refusal) => Ok(as_then(settings, &back, refusal).await),
+    };
+    compare(settings, &back, link, &plan.seen).await;
     Ok(Plan { live: true, ..plan })
+}
+
+/// Says that the restored server has the passwords of the backup's time, which is no reason to put the old data back, and
+/// tries the one that a backup of then has.
+async fn as_then(settings: &Settings, cx: &OpContext, refusal: AdapterError) -> Option<Link> {
+    let (kept, record) = (cx.kept.clone(), refused_record(cx));
+    let noted = blocking(move || {
+        fs::create_dir_all(&kept).map_err(failed("create", &kept))?;
+        fs::write(&record, "").map_err(failed("write", &record))
+    });
+    if let Err(e) = noted.await {
+        cx.warn(backup_core::chain(&e));
+    }
+    let then = Link::as_then(settings, cx).await;
+    let known = match &then {
+        Ok(Some(_)) => "the password of that time is in the backup of the `.env` of that time, and is taken",
+        Ok(None) => "no backup of a `.env` of that time has the password",
+        Err(e) if e.kind() == AdapterErrorKind::PermissionDenied => {
+            "the one in the backup of the `.env` of that time is refused, too"
+        }
+        Err(_) => "the one in the backup of the `.env` of that time could not be tried",
+    };
+    cx.warn(format!(
+        "restored, but credentials differ: roles have the passwords of the backup's time, and the configured one is refused \
+         ({refusal}); {known}; put the `.env` of that time back, or log in and change it: ALTER ROLE … PASSWORD …"
+    ));
+    then.ok().flatten()
+}
+
+/// Is there if the server that a run restored refused it.
+fn refused_record(cx: &OpContext) -> PathBuf {
+    cx.kept.join(format!("{}.refused", cx.run_id))
+}
+
+/// Whether this very run has restored a server, which then refused it: of that nothing can be counted.
+pub(in crate::postgres) async fn was_refused(cx: &OpContext) -> Result<bool, AdapterError> {
+    let record = refused_record(cx);
+    blocking(move || Ok(record.exists())).await
 }
 
 /// The old data is live again, and the new one staged as it was.
@@ -238,12 +281,18 @@ async fn take_back(
 
 /// Tells where the restored server differs from what was counted when the backup was taken. The manifest has proven every
 /// byte, and writers went on while it was taken: no reason to put the old data back.
-async fn compare(settings: &Settings, cx: &OpContext, seen: &Evidence) {
-    let counted = async {
-        let link = Link::open(settings, cx).await?;
-        take::counts(settings, &link).await
+async fn compare(
+    settings: &Settings,
+    cx: &OpContext,
+    link: Result<Option<Link>, AdapterError>,
+    seen: &Evidence,
+) {
+    let counted = match link {
+        Ok(Some(link)) => take::counts(settings, &link).await,
+        Ok(None) => return,
+        Err(e) => Err(e),
     };
-    match counted.await {
+    match counted {
         Ok(found) => {
             for difference in seen.contradictions(&found).into_iter().take(10) {
                 cx.warn(format!(
@@ -271,11 +320,10 @@ pub(in crate::postgres) async fn undo(
         let swap = swap.clone();
         move || keep_aside::undo(&swap, at).map_err(failed("put back", &swap.target))
     };
-    let undone = if done {
+    let (undone, refused) = if done {
         let undone = blocking(put_back).await?;
         runtime.start().await?;
-        answers(settings, &runtime, &calm(cx)).await?;
-        undone
+        (undone, answers(settings, &runtime, &calm(cx)).await?)
     } else {
         if swap.replaced && !swap.kept.exists() && plan.exchanged() {
             let what = format!("`{}` is gone", swap.kept.display());
@@ -286,10 +334,11 @@ pub(in crate::postgres) async fn undo(
         phase(cx, "exchanging the data directory");
         let undone = blocking(put_back).await;
         let started = start(settings, &runtime, &calm(cx), &mut stopped).await;
-        let undone = undone?;
-        started?;
-        undone
+        (undone?, started?)
     };
+    if let Some(refusal) = refused {
+        cx.warn(format!("the server answers, but does not let the backup in: {refusal}"));
+    }
     Ok(Plan { swap: Some(undone), live: true, ..plan })
 }
 
@@ -319,8 +368,9 @@ pub(in crate::postgres) async fn leftovers(plan: Plan) -> Result<Vec<Leftover>, 
     .await
 }
 
-pub(in crate::postgres) async fn discard(plan: Plan) -> Result<(), AdapterError> {
-    let paths = blocking(move || aside(&plan)).await?;
+pub(in crate::postgres) async fn discard(cx: &OpContext, plan: Plan) -> Result<(), AdapterError> {
+    let mut paths = blocking(move || aside(&plan)).await?;
+    paths.push(refused_record(cx));
     remove(paths).await
 }
 
