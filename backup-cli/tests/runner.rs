@@ -29,6 +29,7 @@ mod kills;
 mod legacy;
 mod neo4j_kills;
 mod recover;
+mod recover_kills;
 mod redis;
 mod redis_kills;
 mod redis_unit;

@@ -28,6 +28,8 @@ mod copy_heal;
 mod copy_neighbours;
 #[path = "engine/copy_resume.rs"]
 mod copy_resume;
+#[path = "engine/deaths.rs"]
+mod deaths;
 #[path = "engine/divided.rs"]
 mod divided;
 #[path = "engine/drills.rs"]

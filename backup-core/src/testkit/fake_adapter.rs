@@ -5,8 +5,9 @@ mod config;
 mod interrupt;
 mod script;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use async_trait::async_trait;
@@ -26,7 +27,7 @@ use crate::registry::AdapterConfig;
 use crate::runtime::{InterruptionEntry, Replay};
 use crate::source::{Artifact, BackupSource, CaptureReport, ReadOutcome, Settlement};
 
-use body::{body, until_over};
+use body::{LET_GO_POLL, body, until_over};
 pub use config::FakeConfig;
 pub use script::{Call, Content, Interrupts, Script, Step, text_of, text_of_dir};
 
@@ -80,7 +81,8 @@ impl FakeAdapter {
         self
     }
 
-    /// Hangs at every call of `step` until the operation is cancelled or its deadline passes.
+    /// Hangs at every call of `step` until the operation is cancelled or its deadline passes; goes on once
+    /// [`Script::hanging`] does not name it any more.
     #[must_use]
     pub fn hanging(self, step: Step) -> Self {
         self.script(|s| s.hanging.insert(step));
@@ -154,6 +156,13 @@ impl FakeAdapter {
         self.state().script.live.clone()
     }
 
+    /// How many contents lie beside the live one: staged, or kept aside.
+    #[must_use]
+    pub fn beside(&self) -> usize {
+        let state = self.state();
+        state.staged.len() + state.kept.len()
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         // A test that panicked elsewhere must not hide its message behind a second one.
         self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
@@ -161,11 +170,11 @@ impl FakeAdapter {
 
     /// Records a call, and does what the script says about it.
     async fn enter(&self, cx: &OpContext, step: Step, call: Call) -> Result<(), AdapterError> {
-        let (fails, hangs, panics) = {
+        let (fails, panics) = {
             let mut state = self.state();
             state.log.push(call);
-            let Script { failing, hanging, panicking, .. } = &state.script;
-            (failing.contains(&step), hanging.contains(&step), panicking.contains(&step))
+            let Script { failing, panicking, .. } = &state.script;
+            (failing.contains(&step), panicking.contains(&step))
         };
         assert!(!panics, "{step} panics, as the script says");
         if self.state().script.missing && matches!(step, Step::Plan | Step::Probe) {
@@ -174,9 +183,7 @@ impl FakeAdapter {
         if self.state().script.silent && step == Step::Probe {
             return Err(AdapterError::new(AdapterErrorKind::Unavailable, "it does not answer yet"));
         }
-        if hangs {
-            return Err(until_over(cx).await);
-        }
+        self.hang(cx, step, |s| &s.hanging).await?;
         if fails {
             return Err(AdapterError::new(
                 AdapterErrorKind::Other,
@@ -186,10 +193,64 @@ impl FakeAdapter {
         Ok(())
     }
 
+    /// Waits as long as the script says that `step` hangs.
+    async fn hang(
+        &self,
+        cx: &OpContext,
+        step: Step,
+        hanging: fn(&Script) -> &BTreeSet<Step>,
+    ) -> Result<(), AdapterError> {
+        let hangs = || hanging(&self.state().script).contains(&step);
+        if !hangs() {
+            return Ok(());
+        }
+        self.state().log.push(Call::Hangs(step));
+        let let_go = async {
+            while hangs() {
+                tokio::time::sleep(LET_GO_POLL).await;
+            }
+        };
+        tokio::select! {
+            biased;
+            over = until_over(cx) => Err(over),
+            () = let_go => Ok(()),
+        }
+    }
+
     /// As [`enter`](Self::enter), for steps that a cancelled operation does not begin.
     async fn begin(&self, cx: &OpContext, step: Step, call: Call) -> Result<(), AdapterError> {
         self.enter(cx, step, call).await?;
         cx.check_alive()
+    }
+
+    /// What was staged goes where it belongs.
+    fn exchange(&self, key: &str, dir: Option<&PathBuf>) -> Result<(), AdapterError> {
+        let mut state = self.state();
+        match (state.staged.remove(key), dir) {
+            (Some(content), Some(dir)) => script::write_dir(dir, &content)?,
+            (Some(content), None) => {
+                let old = std::mem::replace(&mut state.script.live, content);
+                state.kept.insert(key.to_owned(), old);
+            }
+            (None, None) if !state.kept.contains_key(key) => return Err(gone("staged")),
+            // Done by an earlier call.
+            (None, _) => {}
+        }
+        Ok(())
+    }
+
+    fn exchange_back(&self, key: &str, back: &str) -> Result<(), AdapterError> {
+        let mut state = self.state();
+        match state.kept.remove(key) {
+            Some(old) => {
+                let restored = std::mem::replace(&mut state.script.live, old);
+                state.kept.insert(back.to_owned(), restored);
+            }
+            None if !state.kept.contains_key(back) => return Err(gone("kept aside")),
+            // Done by an earlier call.
+            None => {}
+        }
+        Ok(())
     }
 
     fn artifact_of(&self, cx: &OpContext, name: &ArtifactName, chunks: Vec<Bytes>) -> Artifact {
@@ -337,6 +398,7 @@ impl ServiceAdapter for FakeAdapter {
         }
         let key = cx.run_id.to_string();
         self.state().staged.insert(key.clone(), content);
+        self.hang(cx, Step::Stage, |s| &s.hanging_after).await?;
         StepToken::new(&Token::Staged(key))
     }
 
@@ -350,23 +412,13 @@ impl ServiceAdapter for FakeAdapter {
         let Token::Staged(key) = staged.get()? else {
             return Err(AdapterError::corrupt("the recorded restore step is another one's"));
         };
-        let mut state = self.state();
-        let content = state.staged.remove(&key);
         let dir = match &plan.target {
             RestoreTarget::Live => None,
             RestoreTarget::Dir(dir) => Some(dir),
             RestoreTarget::Scratch(scratch) => Some(&scratch.dir),
         };
-        match (content, dir) {
-            (Some(content), Some(dir)) => script::write_dir(dir, &content)?,
-            (Some(content), None) => {
-                let old = std::mem::replace(&mut state.script.live, content);
-                state.kept.insert(key.clone(), old);
-            }
-            (None, None) if !state.kept.contains_key(&key) => return Err(gone("staged")),
-            // Done by an earlier call.
-            (None, _) => {}
-        }
+        self.exchange(&key, dir)?;
+        self.hang(cx, Step::Switch, |s| &s.hanging_after).await?;
         StepToken::new(&if dir.is_some() { Token::Elsewhere } else { Token::Kept(key) })
     }
 
@@ -428,17 +480,10 @@ impl ServiceAdapter for FakeAdapter {
         }
         self.begin(cx, Step::Undo, Call::Undo).await?;
         let Token::Kept(key) = switched.get()? else { return Err(gone("kept aside")) };
-        let back = format!("{}-undo", cx.run_id);
-        let mut state = self.state();
-        match state.kept.remove(&key) {
-            Some(old) => {
-                let restored = std::mem::replace(&mut state.script.live, old);
-                state.kept.insert(back.clone(), restored);
-            }
-            None if !state.kept.contains_key(&back) => return Err(gone("kept aside")),
-            // Done by an earlier call.
-            None => {}
-        }
+        // A repeated one, by whichever run, has to find what the first has done.
+        let back = format!("{key}-undo");
+        self.exchange_back(&key, &back)?;
+        self.hang(cx, Step::Undo, |s| &s.hanging_after).await?;
         StepToken::new(&Token::Kept(back))
     }
 

@@ -281,6 +281,48 @@ async fn what_a_recovery_needs_is_kept_while_it_lasts() {
     assert_eq!(reading().await, 0);
 }
 
+const APART: &str = "
+store.url = 'memory://'
+intervals.hourly = { services = ['a', 'b'], keep = 5 }
+services.a = { kind = 'fake' }
+services.b = { kind = 'fake' }
+";
+
+/// Whether both restores were under way at the same time, if none of them ends by itself.
+async fn overlap(config: &str) -> bool {
+    let fakes = [adapter(), adapter()];
+    let w = World::with_config(config, &[("a", fakes[0].clone()), ("b", fakes[1].clone())]).await;
+    assert_eq!(w.back_up().await.outcome(), Outcome::Ok);
+    for fake in &fakes {
+        empty(fake);
+        fake.script(|s| s.hanging.insert(Step::Stage));
+    }
+    w.clock.advance_secs(60);
+    let plan = plan(&w).await;
+    let begun = || fakes.iter().filter(|f| f.log().contains(&Asked::Hangs(Step::Stage))).count();
+    let watch = async {
+        until("one begins", || begun() > 0).await;
+        // The clock stands still as long as anybody has something to do.
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        let both = begun() == 2;
+        for fake in &fakes {
+            fake.script(|s| s.hanging.clear());
+        }
+        both
+    };
+    let (report, both) = tokio::join!(recover(&w, &plan), watch);
+    assert!(report.is_ok(), "{report:?}");
+    assert!(fakes.iter().all(|f| text_of(&f.live()).contains("hello world")));
+    both
+}
+
+#[tokio::test(start_paused = true)]
+async fn restores_go_on_at_the_same_time_unless_they_may_not() {
+    assert!(overlap(APART).await);
+    assert!(!overlap(&format!("limits.parallel = 1\n{APART}")).await, "one at a time");
+    assert!(!overlap(TWO).await, "`a` comes after `b`");
+}
+
 #[tokio::test]
 async fn what_it_was_like_then() {
     let (w, a, _) = lost().await;

@@ -11,8 +11,8 @@ use crate::context::OpContext;
 use crate::error::{AdapterError, AdapterErrorKind};
 use crate::id::ArtifactName;
 
-/// How often a body that hangs looks whether it may go on.
-const LET_GO_POLL: Duration = Duration::from_millis(5);
+/// How often whatever hangs looks whether it may go on.
+pub(super) const LET_GO_POLL: Duration = Duration::from_millis(5);
 
 /// Waits until the operation is cancelled or its deadline passes.
 pub(super) async fn until_over(cx: &OpContext) -> AdapterError {

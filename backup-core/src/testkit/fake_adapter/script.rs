@@ -92,6 +92,8 @@ pub enum Call {
     Reclaim(Vec<RunId>),
     /// `bring_back`, of this entry.
     BringBack(String),
+    /// The call before this one hangs, as the script says.
+    Hangs(Step),
 }
 
 /// What captures do to the service while they read.
@@ -117,6 +119,8 @@ pub struct Script {
     pub silent: bool,
     /// Steps that hang until the operation is cancelled or its deadline passes.
     pub hanging: BTreeSet<Step>,
+    /// The same once they have done their work: of `stage`, `switch` and `undo`.
+    pub hanging_after: BTreeSet<Step>,
     /// Steps that panic.
     pub panicking: BTreeSet<Step>,
     /// Bodies that fail in place of a chunk, counted from 0.
@@ -159,6 +163,7 @@ impl Default for Script {
             image: None,
             silent: false,
             hanging: BTreeSet::new(),
+            hanging_after: BTreeSet::new(),
             panicking: BTreeSet::new(),
             fail_at: BTreeMap::new(),
             hang_at: BTreeMap::new(),
