@@ -314,6 +314,44 @@ fn an_empty_machine_is_brought_back_with_the_key() {
     assert_eq!(world.read("data/sub/b.txt"), "beta\n");
 }
 
+/// The key of somebody else: told of each service in one line before anything is asked, and nothing is touched, also of what
+/// was to be overwritten.
+#[test]
+fn a_recovery_with_a_wrong_key_says_so_and_touches_nothing() {
+    let (world, public) = encrypted();
+    world.ok(&["keys", "new", "other"]);
+    std::fs::remove_file(world.path(".env")).unwrap();
+    world.write("data/a.txt", "newer\n");
+    let outside = || {
+        let mut all = tree(&world.path(""));
+        // A run leaves its report, and its folder for plans.
+        all.retain(|(path, _)| !path.starts_with("store/.") && !path.starts_with("state"));
+        all
+    };
+    let before = outside();
+    let why = "the key at hand does not open it";
+    for recover in [&["recover", "--yes"][..], &["recover", "--yes", "--overwrite", "data"]] {
+        let ran = world.run(&[recover, &["--identity", "other"]].concat());
+        assert_eq!(ran.code, 1, "{ran:#?}");
+        let errors: Vec<&str> = ran.err.lines().filter(|line| line.starts_with("error: ")).collect();
+        assert!(errors.iter().all(|line| line.contains(why)), "{ran:#?}");
+        let of = |line: &&str| line.split(": ").nth(1).unwrap_or_default().to_owned();
+        // What holds data is left alone before anybody wants to open its backup.
+        let wanted = if recover.len() == 2 { &["env"][..] } else { &["env", "data"] };
+        assert_eq!(errors.iter().map(of).collect::<Vec<_>>(), wanted, "one line for each: {ran:#?}");
+        assert!(!ran.err.contains("backup undo"), "nothing was replaced: {ran:#?}");
+        assert_eq!(outside(), before, "{ran:#?}");
+        assert!(!world.path("state/restores/env").exists() && !world.path("state/restores/data").exists());
+        canary_is_nowhere(&world, &[&ran]);
+    }
+    assert_eq!(world.good().len(), 3, "a wrong key is no damage");
+    // With its own, it goes on as if nothing had been.
+    configure(&world, &with_key(&public));
+    world.ok(&["recover", "--yes"]);
+    assert_eq!(world.read(".env"), format!("PASSWORD={SECRET}\n"));
+    assert_eq!(world.read("data/a.txt"), "newer\n");
+}
+
 /// Whoever encrypts has no secret key in the watchdog's or anybody's arguments: the file's name is all that is passed.
 #[test]
 fn a_drill_reads_encrypted_backups_with_the_key_and_fails_loudly_without() {
