@@ -110,6 +110,7 @@ fn measured(drill: &DrillReport) -> comfy_table::Table {
         Right("SIZE"),
         Right("A SECOND"),
         Right("BEFORE"),
+        Right("MEDIAN"),
         Right("DATA OF"),
         Right("MAX AGE"),
     ];
@@ -126,6 +127,7 @@ fn measured(drill: &DrillReport) -> comfy_table::Table {
             comfy_table::Cell::new(format::size(service.plain_bytes)),
             comfy_table::Cell::new(speed(service)),
             comfy_table::Cell::new(before(service)),
+            comfy_table::Cell::new(median(service)),
             table::cell(backup.map(|b| format!("{} ago", format::millis(b.age_ms))).unwrap_or_default(), old),
             comfy_table::Cell::new(backup.and_then(|b| b.max_age_ms).map(format::millis).unwrap_or_default()),
         ]);
@@ -145,13 +147,26 @@ fn speed(service: &DrilledService) -> String {
 /// How the time has changed since the restore into scratch before.
 fn before(service: &DrilledService) -> String {
     match service.before {
-        Some(before) if before.ms > 0 && service.outcome == Outcome::Ok => {
-            #[expect(clippy::cast_precision_loss, reason = "a ratio needs no last digit")]
-            let change = service.ms as f64 / before.ms as f64 - 1.0;
-            format!("{} ({})", format::millis(before.ms), format::trend(change))
-        }
+        Some(before) => trend(service, before.ms, ""),
+        None => String::new(),
+    }
+}
+
+/// How it compares with the median of the earlier ones, and how many these are. One is shown as [`before`].
+fn median(service: &DrilledService) -> String {
+    match (service.usual_ms, service.earlier.len()) {
+        (Some(ms), many @ 2..) => trend(service, ms, &format!(" of {many}")),
         _ => String::new(),
     }
+}
+
+fn trend(service: &DrilledService, then: u64, of: &str) -> String {
+    if then == 0 || service.outcome != Outcome::Ok {
+        return String::new();
+    }
+    #[expect(clippy::cast_precision_loss, reason = "a ratio needs no last digit")]
+    let change = service.ms as f64 / then as f64 - 1.0;
+    format!("{}{of} ({})", format::millis(then), format::trend(change))
 }
 
 /// Which targets a service missed, one line each.
@@ -187,6 +202,7 @@ struct Row<'a> {
     size: String,
     speed: String,
     before: String,
+    median: String,
     age: String,
     misses: Vec<String>,
     bars: Vec<Bar>,
@@ -213,6 +229,7 @@ pub(crate) fn page(drill: &DrillReport) -> Result<String, askama::Error> {
         size: format::size(service.plain_bytes),
         speed: speed(service),
         before: before(service),
+        median: median(service),
         age: service.backup.as_ref().map(|b| format::millis(b.age_ms)).unwrap_or_default(),
         misses: misses(service),
         bars: bars(service, drill.ms),
@@ -256,7 +273,10 @@ mod tests {
                 "plain_bytes": 80000000, "outcome": "ok", "error": null, "notes": [], "critical": true,
                 "phases": [{"phase": "prepare", "ms": 500}, {"phase": "restore", "ms": 8000},
                            {"phase": "verify", "ms": 900}, {"phase": "clean-up", "ms": 100}],
-                "before": {"at": "20260302_043820", "ms": 5000, "plain_bytes": 70000000},
+                "before": {"at": "20260302_043820", "ms": 5000, "plain_bytes": 70000000}, "usual_ms": 10000,
+                "earlier": [{"at": "20260302_043820", "ms": 5000, "plain_bytes": 70000000},
+                            {"at": "20260223_043820", "ms": 10000, "plain_bytes": 70000000},
+                            {"at": "20260216_043820", "ms": 11000, "plain_bytes": 70000000}],
                 "backup": {"id": "redis/hourly/20260309_040000", "state": "good", "consistency": "dump",
                     "as_of": "2026-03-09T04:00:00Z", "age_ms": 2300000, "max_age_ms": 3600000, "passed_over": []}}]}"#,
         )
@@ -277,6 +297,7 @@ mod tests {
             "2 at once; the host's rto is 10 min; what decides: redis",
             "10 MB",
             "5.0 s (+90 %)",
+            "10 s of 3 (-5 %)",
             "38 min 20 s ago",
             "9.0 s",
         ] {
@@ -293,6 +314,7 @@ mod tests {
             assert!(!page.contains(outside), "{outside}");
         }
         assert!(page.contains("left: 10.00%; width: 80.00%"), "{page}");
+        assert!(page.contains("10 s of 3 (-5 %)"), "{page}");
     }
 
     #[test]

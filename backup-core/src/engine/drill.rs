@@ -80,6 +80,12 @@ pub struct DrilledService {
     pub notes: Vec<String>,
     /// The one before that restored it into scratch.
     pub before: Option<ScratchRestore>,
+    /// That one and those before it, at most five, the newest first.
+    #[serde(default)]
+    pub earlier: Vec<ScratchRestore>,
+    /// What they usually took, in ms: the median, which one that was disturbed does not move.
+    #[serde(default)]
+    pub usual_ms: Option<u64>,
     /// Whether the whole would have been shorter without it: it is on the critical path.
     pub critical: bool,
 }
@@ -148,8 +154,7 @@ impl Engine {
         let mut chosen = BTreeMap::new();
         for name in &names {
             let (service, entry) = inner.select_for_drill(name, &names).await?;
-            let before = history.scratch(name);
-            services.insert(name.clone(), DrilledService { before, ..service });
+            services.insert(name.clone(), service.after_those(history.scratch(name, EARLIER)));
             chosen.insert(name.clone(), entry);
         }
         let select_ms = millis(started);
@@ -198,7 +203,22 @@ impl Engine {
     }
 }
 
+/// With how many earlier ones a drill is compared.
+const EARLIER: usize = 5;
+
+/// The one in the middle; of an even number the mean of both.
+fn median(mut all: Vec<u64>) -> Option<u64> {
+    all.sort_unstable();
+    let (low, high) = (*all.get(all.len().checked_sub(1)? / 2)?, *all.get(all.len() / 2)?);
+    Some(low.midpoint(high))
+}
+
 impl DrilledService {
+    fn after_those(self, earlier: Vec<ScratchRestore>) -> Self {
+        let usual_ms = median(earlier.iter().map(|e| e.ms).collect());
+        Self { before: earlier.first().copied(), earlier, usual_ms, ..self }
+    }
+
     fn take(&mut self, step: &StepReport) {
         self.ms = step.ms;
         self.plain_bytes = step.plain_bytes;
@@ -231,6 +251,8 @@ impl Inner {
             error: None,
             notes: Vec::new(),
             before: None,
+            earlier: Vec::new(),
+            usual_ms: None,
             critical: false,
         };
         let choice = async {
@@ -266,5 +288,18 @@ impl Inner {
         step.error = Some(why.to_owned());
         self.announce(&step);
         step
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::median;
+
+    #[test]
+    fn the_median_is_in_the_middle() {
+        assert_eq!(median(Vec::new()), None);
+        assert_eq!(median(vec![7]), Some(7));
+        assert_eq!(median(vec![9, 2]), Some(5));
+        assert_eq!(median(vec![5, 90_000, 4, 6, 5]), Some(5), "one that was disturbed does not count");
     }
 }

@@ -58,6 +58,32 @@ async fn every_service_comes_back_in_scratch_and_what_is_live_is_not_touched() {
     assert_eq!(missed, ["a"]);
 }
 
+/// One that was disturbed must not make all others look fast or slow.
+#[tokio::test]
+async fn a_drill_is_compared_with_the_five_before_it() {
+    let (w, _, b) = world().await;
+    for drilled in 0..7 {
+        w.clock.advance_secs(60);
+        let (report, _) = drill(&w).await;
+        let b_report = &report.services[0];
+        assert_eq!(b_report.earlier.len(), drilled.min(5), "{report:?}");
+        assert_eq!(b_report.before, b_report.earlier.first().copied());
+        assert!(b_report.earlier.is_sorted_by(|newer, older| newer.at > older.at), "{report:?}");
+        let mut took: Vec<u64> = b_report.earlier.iter().map(|e| e.ms).collect();
+        took.sort_unstable();
+        assert_eq!(b_report.usual_ms.is_some(), drilled > 0);
+        if drilled >= 5 {
+            assert_eq!(b_report.usual_ms, Some(took[2]));
+        }
+    }
+    // One that failed tells nothing about how long it takes.
+    b.script(|s| s.failing.insert(Step::Probe));
+    w.clock.advance_secs(60);
+    let newest = drill(&w).await.0.services[0].earlier[0];
+    w.clock.advance_secs(60);
+    assert_eq!(drill(&w).await.0.services[0].earlier[0], newest);
+}
+
 #[tokio::test]
 async fn a_damaged_backup_fails_it_and_stops_no_other() {
     let (w, _, _) = world().await;

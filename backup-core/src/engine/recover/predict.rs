@@ -70,10 +70,11 @@ impl History {
         if starts { self.applications.unwrap_or(0) } else { 0 }
     }
 
-    /// The newest restore into scratch.
-    pub(in crate::engine) fn scratch(&self, service: &ServiceName) -> Option<ScratchRestore> {
-        let sample = self.restores.get(service)?.iter().find(|s| !s.live)?;
-        Some(ScratchRestore { at: sample.at, ms: sample.ms, plain_bytes: sample.bytes })
+    /// The newest restores into scratch, the newest first.
+    pub(in crate::engine) fn scratch(&self, service: &ServiceName, most: usize) -> Vec<ScratchRestore> {
+        let samples = self.restores.get(service).into_iter().flatten().filter(|s| !s.live);
+        let restore = |s: &Sample| ScratchRestore { at: s.at, ms: s.ms, plain_bytes: s.bytes };
+        samples.map(restore).take(most).collect()
     }
 
     /// For a backup of so many bytes. A restore of the live service tells more than one into scratch, a newer one more
