@@ -18,7 +18,7 @@ use super::resp;
 use crate::on_disk::failed;
 use crate::runtime::DockerRuntime;
 use crate::runtime::docker::{Helper, HelperSpec, Purpose};
-use crate::runtime::memory::{self, Need};
+use crate::runtime::memory::{self, Grant, Need};
 
 /// How long it may take to answer at all.
 const START: Duration = Duration::from_secs(30);
@@ -57,7 +57,7 @@ struct Ended {
 const KILLED: i32 = 137;
 
 enum How {
-    Host(Box<Child>, Option<ChildStdin>),
+    Host(Box<Child>, Option<ChildStdin>, Grant),
     Beside(Box<Helper>),
 }
 
@@ -78,15 +78,16 @@ impl Trial {
         let Some(program) = program(file).await else { return Ok(None) };
         let log = run.path().join("log").display().to_string();
         let place = (dir.display().to_string(), run.path().display().to_string());
-        let most = memory::bounded(cx.service.as_str(), need(file), memory::available().await)?;
-        let most = most.map_or("unlimited".to_owned(), |bytes| (bytes >> 10).to_string());
+        let taken = memory::take(cx.service.as_str(), need(file), memory::available);
+        let grant = cx.within(taken).await??;
+        let most = grant.most.map_or("unlimited".to_owned(), |bytes| (bytes >> 10).to_string());
         let mut command = Command::new("sh");
         command.args(["-c", WHILE_WE_LIVE, "sh", &most, program]);
         command.args(arguments(&place.0, &place.1, &log, file));
         command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
         let mut child = command.spawn().map_err(failed("start", Path::new(program)))?;
         let alive = child.stdin.take();
-        Ok(Some(Self { how: How::Host(Box::new(child), alive), run, loaded_by: program.to_owned() }))
+        Ok(Some(Self { how: How::Host(Box::new(child), alive, grant), run, loaded_by: program.to_owned() }))
     }
 
     /// What has loaded the file, for people.
@@ -145,7 +146,7 @@ impl Trial {
     /// How it ended, if it has.
     async fn ended(&mut self) -> Result<Option<Ended>, AdapterError> {
         let (killed, status, log) = match &mut self.how {
-            How::Host(child, _) => {
+            How::Host(child, ..) => {
                 let Some(status) = child.try_wait().ok().flatten() else { return Ok(None) };
                 let log = tokio::fs::read_to_string(self.run.path().join("log")).await.unwrap_or_default();
                 (status.code() == Some(KILLED), status.to_string(), log)
@@ -162,7 +163,7 @@ impl Trial {
     /// Ends it: it has nothing to save.
     pub(super) async fn end(self) -> Result<(), AdapterError> {
         match self.how {
-            How::Host(mut child, alive) => {
+            How::Host(mut child, alive, _grant) => {
                 drop(alive);
                 // How it ended is of no interest any more.
                 let _ended = child.wait().await;

@@ -14,6 +14,7 @@ use super::engine::Engine;
 use super::reader::mounts_of;
 use super::scratch::{self, Purpose};
 use super::{exec, name_of};
+use crate::runtime::memory::Grant;
 
 /// What a [`Helper`] gets. It has no network, no capabilities, and of the service's environment only what is named.
 #[derive(Debug, Clone, Default)]
@@ -48,6 +49,8 @@ pub struct Helper {
     /// Its first process ends when this closes.
     _alive: Option<Input>,
     beside: Beside,
+    /// What no other test restore gets as long as this one may still take it.
+    _memory: Option<Grant>,
 }
 
 impl std::fmt::Debug for Helper {
@@ -65,14 +68,15 @@ pub(super) async fn open(
 ) -> Result<Helper, AdapterError> {
     let what = "make a container for the service's programs";
     let mut spec = spec;
-    match (spec.purpose, spec.memory, service) {
-        (Purpose::Work, ..) | (Purpose::Scratch, None, None) => {}
-        (Purpose::Scratch, Some(bytes), _) => drop(scratch::chosen(engine, bytes).await?),
+    let grant = match (spec.purpose, spec.memory, service) {
+        (Purpose::Work, ..) | (Purpose::Scratch, None, None) => None,
+        (Purpose::Scratch, Some(bytes), _) => Some(scratch::chosen(engine, bytes).await?),
         (Purpose::Scratch, None, Some(service)) => {
-            let most = scratch::most_memory(engine, service, None).await?;
-            spec.memory = most.and_then(|bytes| u64::try_from(bytes).ok());
+            let grant = scratch::most_memory(engine, service, None).await?;
+            spec.memory = grant.most;
+            Some(grant)
         }
-    }
+    };
     let launch = async |all: bool| {
         let beside = Beside::create(engine, run, body(service, &spec, all), what).await?;
         let alive = if spec.program.is_empty() { Some(beside.attach(what).await?) } else { None };
@@ -83,7 +87,7 @@ pub(super) async fn open(
         launched => launched?,
     };
     let container = beside.inspect().await?;
-    Ok(Helper { container, _alive: alive, beside })
+    Ok(Helper { container, _alive: alive, beside, _memory: grant })
 }
 
 fn body(service: Option<&ContainerInspectResponse>, spec: &HelperSpec, all: bool) -> ContainerCreateBody {

@@ -9,7 +9,7 @@ use futures::StreamExt as _;
 
 use super::engine::Engine;
 use super::{name_of, state_of};
-use crate::runtime::memory::{self, Need};
+use crate::runtime::memory::{self, Grant, Need};
 
 /// What a container beside a service's is for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -64,7 +64,7 @@ pub(super) fn is_too_much(error: &AdapterError) -> bool {
     ["blkio", "io.weight", "io.bfq", "pids"].iter().any(|word| text.contains(word))
 }
 
-/// The most memory that the container of a test restore may take.
+/// The memory that the container of a test restore may take, and that no other test restore gets meanwhile.
 ///
 /// It needs what the service's container may take; where that is not bounded, `usual`, which the caller knows; else what the
 /// service uses now; else nobody knows, and it is tried. One without a bound gets most of what is available, so that it
@@ -76,7 +76,7 @@ pub(super) async fn most_memory(
     engine: &Engine,
     service: &ContainerInspectResponse,
     usual: Option<u64>,
-) -> Result<Option<i64>, AdapterError> {
+) -> Result<Grant, AdapterError> {
     let need = match (limit(service), usual) {
         (Some(bytes), _) => Some(Need { bytes, why: "the service's container has that", limits: true }),
         (None, Some(bytes)) => Some(Need { bytes, why: "its server takes that", limits: false }),
@@ -86,22 +86,16 @@ pub(super) async fn most_memory(
             limits: false,
         }),
     };
-    let available = available(engine).await;
-    bounded(name_of(service), need, available)
+    memory::take(name_of(service), need, || available(engine)).await
 }
 
 /// The same for a container whose limit is chosen.
 ///
 /// # Errors
 /// `NoSpace` if there is less.
-pub(super) async fn chosen(engine: &Engine, bytes: u64) -> Result<Option<i64>, AdapterError> {
+pub(super) async fn chosen(engine: &Engine, bytes: u64) -> Result<Grant, AdapterError> {
     let need = Need { bytes, why: "its server is given that", limits: true };
-    bounded(engine.service(), Some(need), available(engine).await)
-}
-
-fn bounded(service: &str, need: Option<Need>, available: Option<u64>) -> Result<Option<i64>, AdapterError> {
-    let limit = memory::bounded(service, need, available)?;
-    Ok(limit.and_then(|bytes| i64::try_from(bytes).ok()))
+    memory::take(engine.service(), Some(need), || available(engine)).await
 }
 
 /// What the container may take, if that is bounded.

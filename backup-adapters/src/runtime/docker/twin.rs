@@ -15,6 +15,7 @@ use super::engine::Engine;
 use super::isolated::Isolated;
 use super::scratch::{self, Network, Purpose};
 use super::{DockerRuntime, name_of, outward};
+use crate::runtime::memory::Grant;
 
 /// How a [`Twin`] differs from the service's container.
 #[derive(Debug, Clone, Default)]
@@ -43,6 +44,8 @@ pub struct Twin {
     beside: Beside,
     /// Goes after the container that is in it.
     network: Option<Isolated>,
+    /// What no other test restore gets as long as this one may still take it.
+    _memory: Option<Grant>,
 }
 
 impl std::fmt::Debug for Twin {
@@ -59,9 +62,13 @@ pub(super) async fn start(
     change: TwinChange,
 ) -> Result<Twin, AdapterError> {
     let what = format!("run a container like `{}` beside it", name_of(&service));
-    let memory = match change.purpose {
-        Purpose::Scratch => scratch::most_memory(engine, &service, change.memory).await?,
-        Purpose::Work => service.host_config.as_ref().and_then(|h| h.memory),
+    let grant = match change.purpose {
+        Purpose::Scratch => Some(scratch::most_memory(engine, &service, change.memory).await?),
+        Purpose::Work => None,
+    };
+    let memory = match &grant {
+        Some(grant) => grant.most.and_then(|bytes| i64::try_from(bytes).ok()),
+        None => service.host_config.as_ref().and_then(|h| h.memory),
     };
     let network = match change.network {
         Network::Isolated => Some(Isolated::create(engine, run).await?),
@@ -83,7 +90,7 @@ pub(super) async fn start(
     match started {
         Ok(beside) => {
             let runtime = DockerRuntime { container: beside.id().to_owned(), engine: Arc::clone(engine) };
-            Ok(Twin { runtime, beside, network })
+            Ok(Twin { runtime, beside, network, _memory: grant })
         }
         Err(e) => {
             if let Some(network) = network {
