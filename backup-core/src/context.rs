@@ -11,6 +11,7 @@ use crate::clock::Clock;
 use crate::error::{AdapterError, AdapterErrorKind};
 use crate::event::{Event, EventSink};
 use crate::id::{Interval, RunId, ServiceName, Timestamp};
+use crate::metadata::Image;
 use crate::runtime::{InterruptionContext, InterruptionJournal, NoWatchdog, Watchdog};
 use crate::secret::SecretResolver;
 use crate::state::FileJournal;
@@ -60,6 +61,8 @@ pub struct OpContext {
     /// Secrets as they were when the backup was made that is restored, if anybody knows: a server that keeps its passwords
     /// with its data has them again.
     pub secrets_then: Option<Arc<dyn SecretResolver>>,
+    /// Of a test restore: the image that the backup was made of.
+    pub image_then: Option<Image>,
     /// Remembers interruptions of the service.
     pub journal: Arc<dyn InterruptionJournal>,
     /// Ends them if this process cannot.
@@ -98,6 +101,7 @@ impl OpContext {
             events: Arc::new(crate::event::NoEvents),
             secrets: Arc::new(crate::secret::NoSecrets),
             secrets_then: None,
+            image_then: None,
         }
     }
 

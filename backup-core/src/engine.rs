@@ -44,6 +44,7 @@ mod keys;
 mod legacy;
 mod lock;
 mod marks;
+mod noting;
 mod order;
 mod pending;
 mod preview;

@@ -191,6 +191,7 @@ pub(super) async fn start(settings: &Settings, cx: &OpContext, on: Option<On>) -
     let (_, theirs) = cx.within(docker.started_by()).await??;
     let mut more = Vec::new();
     let mut change = TwinChange {
+        image: docker.image_then(cx).await?,
         purpose: Purpose::Scratch,
         network: Network::None,
         memory: Some(MEMORY),

@@ -72,8 +72,13 @@ impl Trial {
         let run = tempfile::Builder::new().prefix("backup-redis-").tempdir();
         let run = run.map_err(failed("create a folder for", dir))?;
         if let Some(docker) = service.container().filter(|docker| docker.shares_files()) {
-            let how = How::Beside(Box::new(beside(docker, cx, dir, run.path(), file).await?));
-            return Ok(Some(Self { how, run, loaded_by: "a container of the service's image".to_owned() }));
+            let image = docker.image_then(cx).await?;
+            let loaded_by = match image {
+                Some(_) => "a container of the image that the backup was made of",
+                None => "a container of the service's image",
+            };
+            let how = How::Beside(Box::new(beside(docker, cx, dir, run.path(), file, image).await?));
+            return Ok(Some(Self { how, run, loaded_by: loaded_by.to_owned() }));
         }
         let Some(program) = program(file).await else { return Ok(None) };
         let log = run.path().join("log").display().to_string();
@@ -180,12 +185,14 @@ async fn beside(
     dir: &Path,
     run: &Path,
     file: &Summary,
+    image: Option<String>,
 ) -> Result<Helper, AdapterError> {
     let us = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
     let mut program = ["sh", "-c", EITHER, "sh"].map(str::to_owned).to_vec();
     // What it logs is read from its output.
     program.extend(arguments(DATA, RUN, "", file));
     let spec = HelperSpec {
+        image,
         binds: vec![(dir.to_owned(), DATA.into()), (run.to_owned(), RUN.into())],
         user: format!("{}:{}", us.0, us.1),
         purpose: Purpose::Scratch,

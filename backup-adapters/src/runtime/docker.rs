@@ -23,6 +23,7 @@ mod exec;
 mod files;
 mod find;
 mod helper;
+mod image;
 mod isolated;
 mod lifecycle;
 mod mounts;

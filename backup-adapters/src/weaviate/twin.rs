@@ -95,6 +95,7 @@ pub(super) async fn load_and_ask(
     if purpose == Purpose::Scratch {
         let us = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
         change.user = Some(format!("{}:{}", us.0, us.1));
+        change.image = docker.image_then(cx).await?;
         change.env.extend(apart::settings());
         let modules = cx.within(docker.env("ENABLE_MODULES")).await??;
         change.network = match apart::waits(modules.as_ref().map_or("", |m| m.expose())) {

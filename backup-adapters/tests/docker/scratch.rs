@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use backup_adapters::runtime::docker::{HelperSpec, Network, Purpose, TwinChange};
 use backup_core::runtime::{ExecCommand, ServiceRuntime as _};
-use backup_core::{AdapterErrorKind, RunId, Secret};
+use backup_core::{AdapterErrorKind, Event, EventSink, Image, OpContext, RunId, Secret};
 
 use crate::support::{Container, docker, try_docker, unique};
 use crate::watched::{Watch, assert_gone, assert_restrained, is_volume, left_of, volumes_of};
@@ -13,6 +13,18 @@ const CANARY: &str = "canary-outward-19c";
 
 fn run_id() -> RunId {
     RunId::generate(backup_core::Clock::now(&backup_core::SystemClock))
+}
+
+/// Warnings.
+#[derive(Debug, Clone, Default)]
+struct Said(std::sync::Arc<std::sync::Mutex<Vec<String>>>);
+
+impl EventSink for Said {
+    fn emit(&self, event: Event) {
+        if let Event::Warning { message, .. } = event {
+            self.0.lock().unwrap().push(message);
+        }
+    }
 }
 
 fn isolated() -> TwinChange {
@@ -126,6 +138,62 @@ async fn a_helper_of_a_test_restore_is_restrained_and_keeps_what_is_named() {
     assert!(seen[0]["Config"]["Env"].to_string().contains("NEO4J_ACCEPT_LICENSE_AGREEMENT=eval"));
     helper.close().await.unwrap();
     assert_eq!(left_of(&run), "");
+}
+
+/// What the backup was made of, as long as it is there; with what that image brings, and what the service was given.
+#[tokio::test]
+#[ignore = "needs Docker"]
+async fn a_test_restore_takes_the_image_that_the_backup_was_made_of() {
+    struct Then(String);
+    impl Drop for Then {
+        fn drop(&mut self) {
+            try_docker(&["rmi", "-f", &self.0]);
+        }
+    }
+    let service = Container::with(&["-e", "STAYS=yes"], &[]);
+    let then = Then(unique("then"));
+    let changes = ["ENV WHICH=then", "ENV STAYS=no", "CMD [\"redis-server\", \"--port\", \"6380\"]"];
+    let mut commit = vec!["commit"];
+    changes.iter().for_each(|change| commit.extend(["--change", change]));
+    let idle = Container::idle();
+    commit.extend(["--change", "ENTRYPOINT []", &idle.name, &then.0]);
+    let id = docker(&commit);
+    let run = run_id();
+    let said = Said::default();
+    let cx = |image: Option<Image>| {
+        let clock = std::sync::Arc::new(backup_core::SystemClock);
+        let at = backup_core::Timestamp::new(backup_core::Clock::now(&*clock));
+        let mut cx = OpContext::new("db".parse().unwrap(), run.clone(), at, std::env::temp_dir(), clock);
+        cx.image_then = image;
+        cx.events = std::sync::Arc::new(said.clone());
+        cx
+    };
+    let docker_of = service.runtime();
+    let made_of =
+        |digest: Option<&str>| Some(Image { name: then.0.clone(), digest: digest.map(str::to_owned) });
+    let own = docker_of.inspect().await.unwrap().image;
+    assert_eq!(docker_of.image_then(&cx(None)).await.unwrap(), None);
+    assert_eq!(docker_of.image_then(&cx(own)).await.unwrap(), None, "it is today's");
+    for recorded in [made_of(Some(&id)), made_of(None)] {
+        assert_eq!(docker_of.image_then(&cx(recorded)).await.unwrap().as_ref(), Some(&id));
+    }
+    assert!(said.0.lock().unwrap().is_empty());
+    let change = TwinChange { image: Some(id.clone()), ..isolated() };
+    let twin = docker_of.twin(&run, change).await.unwrap();
+    let seen = twin.runtime().inspect().await.unwrap().instance;
+    assert_eq!(docker(&["inspect", "-f", "{{.Image}}", &seen]), id);
+    let command = docker(&["inspect", "-f", "{{json .Config.Cmd}}", &seen]);
+    assert_eq!(command, r#"["redis-server","--port","6380"]"#, "as the image has it");
+    let env = docker(&["inspect", "-f", "{{json .Config.Env}}", &seen]);
+    assert!(env.contains("WHICH=then") && env.contains("STAYS=yes") && !env.contains("STAYS=no"), "{env}");
+    twin.close().await.unwrap();
+    assert_eq!(left_of(&run), "");
+    // It is gone, and another one has its name.
+    drop(then);
+    let gone = Image { name: "db:then".to_owned(), digest: Some(id) };
+    assert_eq!(docker_of.image_then(&cx(Some(gone))).await.unwrap(), None);
+    let said = said.0.lock().unwrap().join("; ");
+    assert!(said.contains("the backup was made of `db:then`, which is not on this host"), "{said}");
 }
 
 /// As after a SIGKILL: nothing of ours runs any more that could remove it.

@@ -443,3 +443,31 @@ async fn a_server_that_ends_with_the_restored_data_runs_on_the_old_one() {
     adapter.discard(&cx, &token).await.unwrap();
     assert!(adapter.leftovers(&cx, &token).await.unwrap().is_empty());
 }
+
+/// A server of today's may be an older one, which cannot load what the backup's could.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Docker"]
+async fn scratch_is_loaded_by_the_image_that_the_backup_was_made_of() {
+    let [old, _, new, _] = SERVERS.map(|server| Container::start(server, &[]));
+    new.seed("new", 10);
+    let backup = captured(&*new.adapter("")).await.unwrap();
+    assert_eq!(backup.report.image.as_ref().unwrap().name, SERVERS[2].0);
+    let adapter = old.adapter("");
+    for image in [backup.report.image.clone(), None] {
+        let (mut cx, dir) = (bench().cx(), tempfile::tempdir().unwrap());
+        let knows = image.is_some();
+        cx.image_then = image;
+        let handle = backup_core::ScratchHandle { dir: dir.path().to_owned(), run_id: cx.run_id.clone() };
+        let target = RestoreTarget::Scratch(handle);
+        let plan = adapter.plan_restore(&cx, &backup.metadata, &target).await.unwrap();
+        let source = backup.source(backup_core::testkit::adapter_suite::Damage::None);
+        let staged = adapter.stage(&cx, &plan, &source).await.unwrap();
+        adapter.switch(&cx, &plan, &staged).await.unwrap();
+        let probed = adapter.probe(&cx, &target).await;
+        assert_eq!(probed.is_ok(), knows, "{probed:?}");
+        if let Ok(probed) = probed {
+            assert_eq!(probed.notes["loaded_by"], "a container of the image that the backup was made of");
+            assert_eq!(backup.report.evidence.contradictions(&probed), Vec::<String>::new());
+        }
+    }
+}

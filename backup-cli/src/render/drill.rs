@@ -270,7 +270,7 @@ mod tests {
             r#"{"run_id": "20260309_043820-1a2b3c4d", "host": "<h&1>", "started_at": "2026-03-09T04:38:20Z", "ms": 10000, "target_ms": 600000,
             "select_ms": 500, "parallel": 2, "services": [{
                 "service": "redis", "kind": "redis", "after": [], "began_ms": 500, "ms": 9500, "target_ms": 9000,
-                "plain_bytes": 80000000, "outcome": "ok", "error": null, "notes": [], "critical": true,
+                "plain_bytes": 80000000, "outcome": "ok", "error": null, "notes": ["made of <redis:6>"], "critical": true,
                 "phases": [{"phase": "prepare", "ms": 500}, {"phase": "restore", "ms": 8000},
                            {"phase": "verify", "ms": 900}, {"phase": "clean-up", "ms": 100}],
                 "before": {"at": "20260302_043820", "ms": 5000, "plain_bytes": 70000000}, "usual_ms": 10000,
@@ -315,6 +315,7 @@ mod tests {
         }
         assert!(page.contains("left: 10.00%; width: 80.00%"), "{page}");
         assert!(page.contains("10 s of 3 (-5 %)"), "{page}");
+        assert!(page.contains("redis: made of") && !page.contains("<redis:6>"), "{page}");
     }
 
     #[test]

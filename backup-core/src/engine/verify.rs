@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::keys::Need;
+use super::noting::Noting;
 use super::smoke::judge_scratch;
 use super::{Engine, Inner, Run, RunReport, StepReport, millis};
 use crate::adapter::{CheckPurpose, RestoreTarget, ScratchHandle};
@@ -333,6 +334,23 @@ impl Inner {
     }
 
     async fn check_restore(
+        self: &Arc<Self>,
+        run: &Run,
+        cx: &OpContext,
+        service: &PlannedService,
+        metadata: Metadata,
+        step: &mut StepReport,
+    ) -> Result<(), BackupError> {
+        let noting = Arc::new(Noting::new(Arc::clone(&cx.events)));
+        let mut cx = cx.clone();
+        cx.image_then.clone_from(&metadata.image);
+        cx.events = Arc::clone(&noting) as _;
+        let result = self.restore_into_scratch(run, &cx, service, metadata, step).await;
+        step.notes.extend(noting.take());
+        result
+    }
+
+    async fn restore_into_scratch(
         self: &Arc<Self>,
         run: &Run,
         cx: &OpContext,

@@ -386,6 +386,10 @@ impl ServiceAdapter for FakeAdapter {
         source: &RestoreSource,
     ) -> Result<StepToken, AdapterError> {
         self.begin(cx, Step::Stage, Call::Stage).await?;
+        let image = self.script(|s| s.image.clone());
+        if let Some(then) = cx.image_then.as_ref().filter(|then| Some(&then.name) != image.as_ref()) {
+            cx.warn(format!("`{}`, which the backup was made of, is not there", then.name));
+        }
         let mut content = Content::new();
         for artifact in &source.metadata().artifacts {
             let mut body = source.open(&artifact.name).await?;

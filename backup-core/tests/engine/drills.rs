@@ -58,6 +58,23 @@ async fn every_service_comes_back_in_scratch_and_what_is_live_is_not_touched() {
     assert_eq!(missed, ["a"]);
 }
 
+/// An adapter is told what the backup was made of; what it then says of that is part of the report.
+#[tokio::test]
+async fn what_was_another_image_then_is_told() {
+    let (w, _, b) = world().await;
+    b.script(|s| s.image = Some("db:15".to_owned()));
+    w.back_up().await;
+    assert_eq!(drill(&w).await.0.services[0].notes, [""; 0]);
+    b.script(|s| s.image = Some("db:16".to_owned()));
+    w.clock.advance_secs(60);
+    let (report, run) = drill(&w).await;
+    assert!(report.passed());
+    let note = "`db:15`, which the backup was made of, is not there";
+    assert_eq!(report.services[0].notes, [note]);
+    assert!(run.steps.iter().any(|s| s.notes.iter().any(|n| n == note)), "{run:?}");
+    assert_eq!(w.events.warnings(), [note]);
+}
+
 /// One that was disturbed must not make all others look fast or slow.
 #[tokio::test]
 async fn a_drill_is_compared_with_the_five_before_it() {

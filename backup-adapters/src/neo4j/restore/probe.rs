@@ -43,7 +43,8 @@ pub(in crate::neo4j) async fn probe(
     });
     let (uid, gid) = owner.await?;
     let image = match places::inspect(&neo4j.server, cx).await {
-        Ok(_) => None,
+        Ok(_) if purpose == Purpose::Work => None,
+        Ok(_) => read_record::<String>(&dir.join(IMAGE)).await?,
         Err(e) if e.kind() == AdapterErrorKind::NotFound => read_record::<String>(&dir.join(IMAGE)).await?,
         Err(e) => return Err(e),
     };

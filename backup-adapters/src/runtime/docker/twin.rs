@@ -14,7 +14,7 @@ use super::beside::{Beside, bind};
 use super::engine::Engine;
 use super::isolated::Isolated;
 use super::scratch::{self, Network, Purpose};
-use super::{DockerRuntime, name_of, outward};
+use super::{DockerRuntime, image, name_of, outward};
 use crate::runtime::memory::Grant;
 
 /// How a [`Twin`] differs from the service's container.
@@ -28,6 +28,8 @@ pub struct TwinChange {
     pub user: Option<String>,
     /// Its command, if not that of the service.
     pub command: Option<Vec<String>>,
+    /// Its image, if not that of the service.
+    pub image: Option<String>,
     /// What it is for. For a test restore, it gets no credentials for what is outside.
     pub purpose: Purpose,
     /// What it reaches.
@@ -62,6 +64,11 @@ pub(super) async fn start(
     change: TwinChange,
 ) -> Result<Twin, AdapterError> {
     let what = format!("run a container like `{}` beside it", name_of(&service));
+    let mut service = service;
+    if let (Some(_), Some(own)) = (&change.image, &service.image) {
+        let brings = image::brings(engine, own).await?;
+        service.config = service.config.map(|config| image::given(config, &brings));
+    }
     let grant = match change.purpose {
         Purpose::Scratch => Some(scratch::most_memory(engine, &service, change.memory).await?),
         Purpose::Work => None,
@@ -141,7 +148,7 @@ fn body(
         scratch::restrain(&mut host, all);
     }
     ContainerCreateBody {
-        image: service.image.clone(),
+        image: change.image.clone().or_else(|| service.image.clone()),
         entrypoint: config.entrypoint,
         cmd: change.command.clone().or(config.cmd),
         user: change.user.clone().or(config.user),
