@@ -24,11 +24,11 @@ fn key(text: &str) -> StoreKey {
 }
 
 /// Three parts of an upload, five pieces of a download.
-fn large() -> Bytes {
+pub(crate) fn large() -> Bytes {
     (0..(40_u64 << 20) / 8).flat_map(|i| i.wrapping_mul(0x9E37_79B9_7F4A_7C15).to_le_bytes()).collect()
 }
 
-fn header<'a>(asked: &'a Asked, name: &str) -> Option<&'a str> {
+pub(crate) fn header<'a>(asked: &'a Asked, name: &str) -> Option<&'a str> {
     let mut headers = asked.head.lines().filter_map(|line| line.split_once(':'));
     headers.find(|(found, _)| found.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim())
 }
@@ -61,7 +61,7 @@ impl Lender {
                 let head = String::from_utf8_lossy(&head[..n]).to_lowercase();
                 assert!(head.contains("authorization: pod-token"), "{head}");
                 if last.is_empty() || !stuck.load(Ordering::SeqCst) {
-                    last = assume_role(server);
+                    last = assume_role(server, "");
                 }
                 lent.fetch_add(1, Ordering::SeqCst);
                 let head =
@@ -87,11 +87,15 @@ impl Lender {
 }
 
 /// Keys for 15 minutes, the least: <https://min.io/docs/minio/linux/developers/security-token-service/AssumeRole.html>.
-fn assume_role(server: SocketAddr) -> String {
+/// They may do what `policy` says; everything, if that is empty.
+pub(crate) fn assume_role(server: SocketAddr, policy: &str) -> String {
     let user = format!("{ID}:{SECRET}");
     let form = "Action=AssumeRole&Version=2011-06-15&DurationSeconds=900";
     let mut curl = Command::new("curl");
     curl.args(["-sf", "--aws-sigv4", "aws:amz:us-east-1:sts", "--user", &user, "-d", form]);
+    if !policy.is_empty() {
+        curl.args(["--data-urlencode", &format!("Policy={policy}")]);
+    }
     let out = curl.arg(format!("http://{server}/")).output().expect("curl is installed");
     let text = String::from_utf8(out.stdout).unwrap();
     let tag = |name: &str| {
@@ -106,7 +110,7 @@ fn assume_role(server: SocketAddr) -> String {
 }
 
 /// Ends the keys that are used for the `nth` request of a kind, from then on, for every request.
-fn expiring(nth: usize, kind: impl Fn(&Asked) -> bool) -> impl FnMut(&Asked) -> Fate {
+pub(crate) fn expiring(nth: usize, kind: impl Fn(&Asked) -> bool) -> impl FnMut(&Asked) -> Fate {
     let (mut seen, mut expired) = (0, None);
     move |asked| {
         let token = header(asked, "x-amz-security-token").unwrap_or_default().to_owned();

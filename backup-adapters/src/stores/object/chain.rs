@@ -90,6 +90,11 @@ pub(crate) fn complete(
             KEYS.iter().for_each(|name| add(name, profile.get(name)));
         } else {
             ROLES.iter().for_each(|name| add(name, variable(name)));
+            if !has(&["aws_metadata_endpoint"]) {
+                let endpoint = variable("AWS_EC2_METADATA_SERVICE_ENDPOINT");
+                // The client puts a path behind it.
+                add("aws_metadata_endpoint", endpoint.map(|e| e.trim_end_matches('/').to_owned()));
+            }
         }
     }
     // What is written in the configuration is said last, and holds.
@@ -257,6 +262,10 @@ mod tests {
             [("access_key_id", "ours"), ("secret_access_key", "ours"), ("region", "x"), ("endpoint", "y")];
         assert_eq!(completed(&ours, &environment), map(&ours), "above all without their token");
         assert_eq!(completed(&[], &[("AWS_ROLE_ARN", "role")]), map(&[("aws_role_arn", "role")]));
+        let elsewhere = [("AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://there/")];
+        assert_eq!(completed(&[], &elsewhere), map(&[("aws_metadata_endpoint", "http://there")]));
+        let here = [("metadata_endpoint", "http://here")];
+        assert_eq!(completed(&here, &elsewhere), map(&here));
     }
 
     #[test]

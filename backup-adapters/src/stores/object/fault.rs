@@ -97,6 +97,20 @@ pub(super) fn between<'a>(text: &'a str, begin: &str, end: &str) -> Option<&'a s
     rest.split_once(end).map(|(within, _)| within)
 }
 
+/// The answer that `e` is about, if one came: its status, and what it says.
+pub(super) fn answer(e: &object_store::Error) -> Option<(u16, String)> {
+    Answer::of(e).map(|answer| (answer.status, answer.to_string()))
+}
+
+/// The last cause: the others are about the client.
+pub(super) fn deepest(e: &(dyn Error + 'static)) -> String {
+    let mut last = e;
+    while let Some(next) = last.source() {
+        last = next;
+    }
+    last.to_string()
+}
+
 /// Whether another attempt may get another answer.
 pub(super) fn may_pass(e: &object_store::Error) -> bool {
     matches!(e, object_store::Error::Generic { .. }) && Answer::of(e).is_none_or(|answer| answer.may_pass())
@@ -153,6 +167,9 @@ impl ObjectStore {
         }
         match e {
             object_store::Error::NotFound { .. } => self.no_bucket(),
+            object_store::Error::Unauthenticated { source, .. } => {
+                StoreError::PermissionDenied { operation: "list", key: self.url.clone(), source }
+            }
             e => StoreError::Other {
                 operation: "list",
                 key: self.url.clone(),
@@ -231,8 +248,13 @@ impl ObjectStore {
         {
             return said;
         }
-        let retryable = may_pass(&e);
-        StoreError::Other { operation, key: key.to_owned(), retryable, source: unanswered(e.into()) }
+        let (key, retryable) = (key.to_owned(), may_pass(&e));
+        match e {
+            object_store::Error::Unauthenticated { source, .. } => {
+                StoreError::PermissionDenied { operation, key, source }
+            }
+            e => StoreError::Other { operation, key, retryable, source: unanswered(e.into()) },
+        }
     }
 
     /// `None` for what the client understood by itself.

@@ -7,8 +7,11 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
+use backup_core::{Advice, chain};
 use object_store::CredentialProvider;
 use object_store::aws::{
     AmazonS3, AmazonS3Builder, AmazonS3ConfigKey, AwsAuthorizer, AwsCredential, AwsCredentialProvider,
@@ -18,8 +21,13 @@ use object_store::client::{
     ReqwestConnector,
 };
 use tokio::sync::RwLock;
+use tokio::time::timeout;
 
 use super::again::Again;
+use super::fault;
+
+/// How long the first keys are waited for: who lends none mostly does not answer either, and would be asked for minutes.
+const FIRST: Duration = Duration::from_secs(10);
 
 /// The client of `builder`.
 pub(super) struct Built {
@@ -43,7 +51,8 @@ pub(super) fn build(builder: AmazonS3Builder) -> object_store::Result<Built> {
         return Ok(Built { s3: like.clone().build()?, like, connector });
     }
     let current = RwLock::new(Arc::clone(builder.clone().build()?.credentials()));
-    let keys = Arc::new(Keys { lender: builder.clone(), current });
+    let (whose, had) = (Whose::of(&builder), AtomicBool::new(false));
+    let keys = Arc::new(Keys { lender: builder.clone(), whose, current, had });
     let connector = Again::shared(Renewing(Arc::clone(&keys)));
     let like = builder.with_credentials(Arc::clone(&keys) as _).with_http_connector(connector);
     Ok(Built { s3: like.clone().build()?, like, connector: Box::new(Renewing(keys)) })
@@ -53,7 +62,62 @@ pub(super) fn build(builder: AmazonS3Builder) -> object_store::Result<Built> {
 struct Keys {
     /// Asks for keys without knowing of those that it once got.
     lender: AmazonS3Builder,
+    whose: Whose,
     current: RwLock<AwsCredentialProvider>,
+    /// There were some.
+    had: AtomicBool,
+}
+
+/// Whose role it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Whose {
+    WebIdentity,
+    Container,
+    Instance,
+}
+
+impl Whose {
+    /// As the client goes by it.
+    fn of(builder: &AmazonS3Builder) -> Self {
+        use AmazonS3ConfigKey as Key;
+        let has = |keys: &[Key]| keys.iter().all(|key| builder.get_config_value(key).is_some());
+        if has(&[Key::WebIdentityTokenFile, Key::RoleArn]) {
+            return Self::WebIdentity;
+        }
+        let full = [Key::ContainerCredentialsFullUri, Key::ContainerAuthorizationTokenFile];
+        match has(&[Key::ContainerCredentialsRelativeUri]) || has(&full) {
+            true => Self::Container,
+            false => Self::Instance,
+        }
+    }
+
+    /// The error if it lends no keys. `None`: nobody answers in time. What the lender answers is not the store's answer.
+    fn lends_none(self, e: Option<&object_store::Error>) -> object_store::Error {
+        let (lender, help) = match self {
+            Self::WebIdentity => {
+                ("STS", "compare AWS_WEB_IDENTITY_TOKEN_FILE and AWS_ROLE_ARN with whom the role trusts")
+            }
+            Self::Container => {
+                ("what lends them to containers", "compare AWS's variables of this container with its role")
+            }
+            Self::Instance => (
+                "the metadata service of the instance",
+                "put `access_key_id` and `secret_access_key` into the options of the store or AWS's variables, or give the \
+                 instance a role; in a container its metadata service needs a hop limit of 2",
+            ),
+        };
+        let why = match e.map(|e| (fault::answer(e), e)) {
+            None => format!("{lender} does not answer"),
+            Some((Some((404, _)), _)) if self == Self::Instance => "the instance has no role".to_owned(),
+            Some((Some((_, said)), _)) => said.replacen("the server", lender, 1),
+            Some((None, e)) if chain(e).contains("error sending request") => {
+                format!("{lender} does not answer: {}", fault::deepest(e))
+            }
+            Some((None, e)) => fault::deepest(e),
+        };
+        let source = Advice::new(format!("there are no keys: {why}"), help).into();
+        object_store::Error::Unauthenticated { path: lender.to_owned(), source }
+    }
 }
 
 impl fmt::Debug for Keys {
@@ -68,7 +132,19 @@ impl CredentialProvider for Keys {
 
     async fn get_credential(&self) -> object_store::Result<Arc<AwsCredential>> {
         let current = Arc::clone(&*self.current.read().await);
-        current.get_credential().await
+        let lent = match self.had.load(Ordering::Relaxed) {
+            true => current.get_credential().await,
+            false => match timeout(FIRST, current.get_credential()).await {
+                Ok(lent) => lent,
+                Err(_) => return Err(self.whose.lends_none(None)),
+            },
+        };
+        if let Err(error) = &lent {
+            tracing::debug!(%error, "No keys are lent.");
+        }
+        let keys = lent.map_err(|e| self.whose.lends_none(Some(&e)))?;
+        self.had.store(true, Ordering::Relaxed);
+        Ok(keys)
     }
 }
 
