@@ -10,6 +10,7 @@ mod google;
 mod locks;
 mod promises;
 mod proxy;
+mod refused;
 mod rights;
 mod roles;
 mod server;
