@@ -5,9 +5,10 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use backup_adapters::stores::ObjectStore;
-use backup_core::{Store as _, StoreError, StoreKey, Thaw, ThawSpeed, WriteOptions, advice, chain};
+use backup_core::{
+    Clock as _, Store as _, StoreError, StoreKey, SystemClock, Thaw, ThawSpeed, WriteOptions, advice, chain,
+};
 use bytes::Bytes;
-use chrono::Utc;
 use futures::TryStreamExt as _;
 use serde_json::{Value, json};
 
@@ -188,7 +189,7 @@ async fn archives_and_locks_that_may_not_be_touched_are_told() {
     names(&bucket.store().thaw(&old, Some(ask)).await.unwrap_err(), "s3:RestoreObject");
     assert_eq!(proxy.seen(|line| line.contains("?restore")), 1);
     let store = bucket.store_with(&[("object_lock", "governance"), ("object_lock_for", "1d")]);
-    let until = Utc::now() + chrono::TimeDelta::days(1);
+    let until = SystemClock.now() + chrono::TimeDelta::days(1);
     names(&store.lock(&old, Some(until)).await.unwrap_err(), "s3:PutObjectRetention");
     let store = bucket.store_with(&[("object_lock", "bucket")]);
     names(&store.lock(&old, None).await.unwrap_err(), "s3:GetObjectRetention");

@@ -101,7 +101,8 @@ fn serve(
         ("get", path, Says::Keys(_)) if path == ROLE => ("200 OK", "backup-role".to_owned()),
         ("get", path, Says::Keys(seconds)) if path.strip_prefix(ROLE) == Some("backup-role") => {
             let mut keys: Value = serde_json::from_str(&assume_role(server, "")).unwrap();
-            let end = chrono::Utc::now() + chrono::TimeDelta::seconds(seconds);
+            let end =
+                backup_core::Clock::now(&backup_core::SystemClock) + chrono::TimeDelta::seconds(seconds);
             (keys["Expiration"], keys["Code"]) = (json!(end.to_rfc3339()), json!("Success"));
             ("200 OK", keys.to_string())
         }
