@@ -16,7 +16,8 @@ mod git;
 mod reach;
 mod remote;
 mod saved;
-mod server;
+pub(crate) mod server;
+mod stop;
 
 /// One minute after the tests' moment.
 const NOTICE: &str = r#"{"action": "terminate", "time": "2026-03-09T04:39:20Z"}"#;

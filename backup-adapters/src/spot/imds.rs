@@ -183,6 +183,10 @@ fn recommended(text: &str) -> Result<DateTime<Utc>, AdapterError> {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::{TcpListener, TcpStream};
+    use tokio::task::JoinSet;
+
     use super::*;
 
     #[test]
@@ -204,5 +208,105 @@ mod tests {
             assert!(notice(none).is_err(), "{none}");
         }
         assert!(recommended(r#"{"noticeTime":"2020-11-05T08:22:00Z"}"#).is_ok());
+    }
+
+    /// A service that does `what` with each connection; its URL.
+    fn serving<F>(what: impl Fn(TcpStream) -> F + Send + 'static) -> (Imds, JoinSet<()>)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let imds = Imds::new(Some(&format!("http://{}", listener.local_addr().unwrap()))).unwrap();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            let (listener, mut connections) = (TcpListener::from_std(listener).unwrap(), JoinSet::new());
+            while let Ok((stream, _)) = listener.accept().await {
+                connections.spawn(what(stream));
+            }
+        });
+        (imds, tasks)
+    }
+
+    /// Reads requests, and gives tokens, until something else is asked for.
+    async fn give_tokens(stream: &mut TcpStream) {
+        let mut head = Vec::new();
+        loop {
+            if stream.read_buf(&mut head).await.is_ok_and(|n| n == 0) {
+                std::future::pending::<()>().await;
+            }
+            if !head.ends_with(b"\r\n\r\n") {
+                continue;
+            }
+            if !head.starts_with(b"PUT ") {
+                return;
+            }
+            head.clear();
+            let ttl = "x-aws-ec2-metadata-token-ttl-seconds: 21600";
+            let text = format!("HTTP/1.1 200 OK\r\n{ttl}\r\ncontent-length: 5\r\n\r\ntoken");
+            stream.write_all(text.as_bytes()).await.unwrap();
+        }
+    }
+
+    /// How long a look took, by the clock that the timers go by, and what it said.
+    async fn looked(imds: &Imds) -> (Duration, String) {
+        let began = tokio::time::Instant::now();
+        let e = imds.look().await.unwrap_err();
+        assert_eq!(e.kind(), AdapterErrorKind::Unavailable, "{e}");
+        (began.elapsed(), e.to_string())
+    }
+
+    #[track_caller]
+    fn about(took: Duration, seconds: u64) {
+        let wanted = Duration::from_secs(seconds);
+        assert!(took >= wanted && took < wanted + Duration::from_millis(100), "{took:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_service_that_says_nothing_is_given_up_after_two_seconds() {
+        let (imds, _service) = serving(|stream| async move {
+            let _open = stream;
+            std::future::pending::<()>().await;
+        });
+        let (took, said) = looked(&imds).await;
+        about(took, 2);
+        // What is wrong in nearly every container.
+        assert!(said.contains("gives no token") && said.contains("hop limit of 2"), "{said}");
+
+        // It gives a token, and then no answer.
+        let (imds, _service) = serving(|mut stream| async move {
+            give_tokens(&mut stream).await;
+            std::future::pending::<()>().await;
+        });
+        let (took, said) = looked(&imds).await;
+        about(took, 2);
+        assert!(said.contains("does not answer") && !said.contains("hop limit"), "{said}");
+    }
+
+    /// Each byte in good time, and all of them together never.
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_never_ends_is_given_up_after_four_seconds() {
+        let (imds, _service) = serving(|mut stream| async move {
+            give_tokens(&mut stream).await;
+            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n").await.unwrap();
+            while stream.write_all(b" ").await.is_ok() {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        });
+        about(looked(&imds).await.0, 4);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_service_that_takes_no_connection_is_given_up_after_one_second() {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let full = socket.listen(1).unwrap();
+        let address = full.local_addr().unwrap();
+        // Nobody takes those that wait; with one more than there is room for, the next one gets no answer.
+        let connect = || std::net::TcpStream::connect_timeout(&address, Duration::from_millis(300));
+        let waiting: Vec<_> = std::iter::repeat_with(connect).take(8).map_while(Result::ok).collect();
+        assert!(waiting.len() < 8, "the system takes as many as come");
+        let imds = Imds::new(Some(&format!("http://{address}"))).unwrap();
+        about(looked(&imds).await.0, 1);
     }
 }

@@ -12,6 +12,8 @@ use crate::runtime::{DockerRuntime, HostRuntime};
 
 /// What a service is given to end, if there is as much left.
 const GRACE: Duration = Duration::from_secs(10);
+/// What is left for the end by force: a busy engine takes more than a second, and nobody would hear what came of the others.
+const FORCE: Duration = Duration::from_secs(2);
 
 #[derive(Debug)]
 pub(super) struct Stop {
@@ -45,7 +47,7 @@ impl FlushAction for Stop {
             return Err(AdapterError::unsupported("nothing is to be stopped"));
         }
         let left = cx.until.saturating_duration_since(Instant::now());
-        let grace = GRACE.min(left.saturating_sub(Duration::from_secs(1)));
+        let grace = GRACE.min(left.saturating_sub(FORCE));
         // Not by `Interruption`, which brings back what it stops: this host does not come back.
         let stopping = services.iter().map(|(name, runtime)| async move {
             let stopped = match cx.rehearsal {

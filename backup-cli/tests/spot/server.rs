@@ -5,28 +5,30 @@ use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 
 #[derive(Default)]
-pub(super) struct Says {
+pub(crate) struct Says {
     /// The answer to `spot/instance-action`, if there is one.
-    pub(super) notice: Option<String>,
-    pub(super) rebalance: Option<String>,
+    pub(crate) notice: Option<String>,
+    pub(crate) rebalance: Option<String>,
     /// The token that counts; any other is answered with 401.
     token: u32,
+    /// Its id, its region, and the keys that its role has.
+    pub(crate) instance: Option<[String; 3]>,
     /// It takes connections and says nothing.
-    pub(super) silent: bool,
+    pub(crate) silent: bool,
     /// `METHOD path`, in order, with what was said to it.
-    pub(super) asked: Vec<String>,
+    pub(crate) asked: Vec<String>,
     /// What was posted, and the header `Authorization`.
-    pub(super) posted: Vec<(serde_json::Value, String)>,
+    pub(crate) posted: Vec<(serde_json::Value, String)>,
 }
 
 /// It ends with the process: nothing of it is left anywhere.
-pub(super) struct Server {
-    pub(super) url: String,
+pub(crate) struct Server {
+    pub(crate) url: String,
     says: Arc<Mutex<Says>>,
 }
 
 impl Server {
-    pub(super) fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let says = Arc::new(Mutex::new(Says::default()));
@@ -40,16 +42,16 @@ impl Server {
         Self { url, says }
     }
 
-    pub(super) fn says<T>(&self, change: impl FnOnce(&mut Says) -> T) -> T {
+    pub(crate) fn says<T>(&self, change: impl FnOnce(&mut Says) -> T) -> T {
         change(&mut self.says.lock().unwrap())
     }
 
     /// No token that was given so far counts any more.
-    pub(super) fn expire(&self) {
+    pub(crate) fn expire(&self) {
         self.says(|s| s.token += 1);
     }
 
-    pub(super) fn asked(&self, what: &str) -> usize {
+    pub(crate) fn asked(&self, what: &str) -> usize {
         self.says(|s| s.asked.iter().filter(|a| a.as_str() == what).count())
     }
 }
@@ -90,6 +92,13 @@ fn serve(stream: TcpStream, says: &Mutex<Says>) {
             ("GET", _) if !right => (401, String::new()),
             ("GET", "/meta-data/spot/instance-action") => found(says.notice.as_ref()),
             ("GET", "/meta-data/events/recommendations/rebalance") => found(says.rebalance.as_ref()),
+            ("GET", path) if let Some([id, region, keys]) = &says.instance => match path {
+                "/meta-data/instance-id" => (200, id.clone()),
+                "/meta-data/placement/region" => (200, region.clone()),
+                "/meta-data/iam/security-credentials/" => (200, "backup-role".to_owned()),
+                "/meta-data/iam/security-credentials/backup-role" => (200, keys.clone()),
+                _ => (404, String::new()),
+            },
             ("POST", _) => {
                 says.posted.push((serde_json::from_slice(&body).unwrap(), header("authorization")));
                 (200, "{}".to_owned())

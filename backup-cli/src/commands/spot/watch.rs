@@ -1,5 +1,7 @@
 //! `backup spot watch`.
 
+use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use backup_adapters::notify::{Message, Urgency, tell};
@@ -249,7 +251,9 @@ fn copy_now(cx: &Context, spot: &Spot) -> (CancellationToken, JoinSet<()>) {
 fn warn_of_what_would_be_lost(cx: &Context, spot: &Spot) {
     let plan = spot.session.plan();
     let places = plan.excluded().into_iter().chain([spot.session.engine.state().root().to_owned()]);
-    for place in places.chain(spot.config.repositories.iter().cloned()) {
+    // The configuration may name the state directory, too: each is told once.
+    let places: BTreeSet<PathBuf> = places.chain(spot.config.repositories.iter().cloned()).collect();
+    for place in places {
         if on_instance_store(&place) {
             cx.ui.warn(&format!(
                 "`{}` is on a disk of the instance's own, which is empty wherever it is started next",
