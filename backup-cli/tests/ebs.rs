@@ -4,6 +4,7 @@ use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use super::spot::server::Server;
 use super::support::{Ran, World, ran};
 
 /// Its keys: must never show.
@@ -208,6 +209,63 @@ fn what_is_wrong_is_told_in_one_line_with_what_to_do() {
     world.write("backup.toml", &text);
     let ran = ec2.run(&world, NOW, &["ebs", "list"]);
     ran.fails(1, "does not answer").hints("endpoint");
+}
+
+/// Nothing is configured but where EC2 is: who this is, in which region, and by which keys, its metadata service says.
+#[test]
+#[ignore = "live: moto in a container"]
+fn an_instance_learns_from_its_metadata_service_who_it_is() {
+    let (ec2, world, server) = (Ec2::start("itself"), World::new(), Server::start());
+    let keys = format!(
+        r#"{{"Code":"Success","Type":"AWS-HMAC","AccessKeyId":"{ID}","SecretAccessKey":"{SECRET}","Token":"canary-token-3b7e",
+        "LastUpdated":"2026-01-01T00:00:00Z","Expiration":"2099-01-01T00:00:00Z"}}"#
+    );
+    server.says(|s| s.instance = Some([ec2.instance.clone(), "eu-west-1".to_owned(), keys]));
+    ec2.configure(&world);
+    let config = world.read("backup.toml");
+    let said = ["instance = ", "region = ", "access_key_id = ", "secret_access_key = "];
+    let bare = |said: &[&str]| -> String {
+        config
+            .lines()
+            .filter(|line| !said.iter().any(|s| line.starts_with(s)))
+            .map(|line| format!("{line}\n"))
+            .collect()
+    };
+    let run = |args: &[&str]| {
+        let mut command = world.command(args);
+        let ran = ran(command.env("AWS_EC2_METADATA_SERVICE_ENDPOINT", &server.url));
+        for secret in [ID, SECRET, "canary-token"] {
+            assert!(!format!("{ran:?}").contains(secret), "{args:?} shows a key: {ran:#?}");
+        }
+        ran
+    };
+    assert_eq!(bare(&said).lines().count() + 4, config.lines().count(), "{config}");
+    world.write("backup.toml", &bare(&said));
+    assert_eq!(run(&["init"]).code, 0);
+    let made = run(&["ebs", "snapshot"]);
+    assert_eq!((made.code, ec2.snapshots()), (0, 2), "{made:#?}");
+    for of in ["instance-id", "placement/region", "iam/security-credentials/backup-role"] {
+        assert!(server.asked(&format!("GET /latest/meta-data/{of} 200")) > 0, "{of}");
+    }
+    let of = ec2.python(
+        "print({t['Value'] for s in ec2.describe_snapshots(OwnerIds=['self'])['Snapshots'] for t in s.get('Tags', []) if t['Key'] == 'Instance'})",
+    );
+    assert_eq!(of, format!("{{'{}'}}", ec2.instance));
+
+    // It takes connections and says nothing, as through too few hops: two seconds, and what to do.
+    world.write("backup.toml", &bare(&said[..1]));
+    server.says(|s| s.silent = true);
+    let began = Instant::now();
+    let ran = run(&["ebs", "snapshot"]);
+    let took = began.elapsed();
+    ran.fails(1, "cannot find out which instance this is").hints("hop limit of 2");
+    assert!((2..6).contains(&took.as_secs()), "{took:?}");
+    // Nor has it a role.
+    server.says(|s| (s.silent, s.instance) = (false, None));
+    world.write("backup.toml", &bare(&said[2..]));
+    let ran = run(&["ebs", "list"]);
+    ran.fails(1, "there are no keys").hints("give the instance a role");
+    assert_eq!(ec2.snapshots(), 2);
 }
 
 #[test]

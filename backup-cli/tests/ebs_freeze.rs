@@ -2,7 +2,9 @@
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt as _;
+use std::path::Path;
 use std::process::Stdio;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
@@ -13,7 +15,7 @@ use serde_json::Value;
 use super::disk::{Disk, Writer, freeze_line};
 use super::ebs::Ec2;
 use super::killed::{Run, pid, until};
-use super::support::World;
+use super::support::{Ran, World, ran};
 
 /// How far a call of `CreateSnapshots` is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -255,4 +257,73 @@ fn what_the_watchdog_writes_to_is_never_frozen() {
     let told = String::from_utf8_lossy(&ran.stderr);
     assert!(told.contains("the output of this program"), "{told}");
     assert_eq!(host.ec2.snapshots(), 0);
+}
+
+/// The program that has to thaw, and the containers of the host: by where they really lie, not by a usual place.
+#[test]
+#[ignore = "live: moto in a container, root and loop devices"]
+fn what_holds_the_program_or_the_engines_data_is_never_frozen() {
+    let host = Host::new("needed", "10s");
+    host.slow.answer();
+    // The program of a test is larger than the other disk.
+    let disk = Disk::xfs();
+    let writer = Writer::on(&disk);
+    let text = host.world.read("backup.toml");
+    host.world.write("backup.toml", &text.replace(&freeze_line(&[&host.disk]), &freeze_line(&[&disk])));
+    let refused = |ran: Ran, what: &str| {
+        ran.fails(1, what);
+        assert!(ran.err.contains("take it out of `freeze`"), "{ran:#?}");
+        assert!(ran.err.contains(&format!("cannot freeze `{}`", disk.path().display())), "{ran:#?}");
+        writer.goes_on();
+        assert_eq!((host.ec2.snapshots(), host.entries()), (0, 0));
+    };
+    let inner = host.world.command(&["ebs", "snapshot"]);
+    let program = disk.path().join("backup");
+    let mut strip = std::process::Command::new("strip");
+    assert!(strip.arg("-o").arg(&program).arg(inner.get_program()).status().unwrap().success());
+    let mut command = std::process::Command::new(&program);
+    command.args(inner.get_args()).env_clear().current_dir(host.world.path("")).stdin(Stdio::null());
+    command.envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    refused(ran(&mut command), "this program");
+    std::fs::remove_file(&program).unwrap();
+
+    // Where the engine of the host listens, another one does, as far as this command sees.
+    let socket = host.world.path("docker.sock");
+    engine(&socket, &disk.path().join("docker"));
+    let mut command = std::process::Command::new("unshare");
+    command
+        .args(["--mount", "sh", "-c", "mount --bind \"$0\" /var/run/docker.sock && exec \"$@\""])
+        .arg(&socket)
+        .arg(inner.get_program())
+        .args(inner.get_args())
+        .env_clear()
+        .envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?))))
+        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+        .current_dir(host.world.path(""))
+        .stdin(Stdio::null());
+    refused(ran(&mut command), "the data of the container engine");
+}
+
+/// An engine at `socket` that has its data in `root`. It ends with this process.
+fn engine(socket: &Path, root: &Path) {
+    let listener = UnixListener::bind(socket).unwrap();
+    let info = serde_json::json!({ "DockerRootDir": root }).to_string();
+    std::thread::spawn(move || {
+        for client in listener.incoming().map_while(Result::ok) {
+            let mut reader = BufReader::new(&client);
+            let mut first = String::new();
+            reader.read_line(&mut first).unwrap();
+            let mut line = String::new();
+            while reader.read_line(&mut line).is_ok_and(|n| n > 2) {
+                line.clear();
+            }
+            let body = match first.contains("/info") {
+                true => info.as_str(),
+                false => r#"{"ApiVersion":"1.41","Version":"20.10.24"}"#,
+            };
+            let head = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nconnection: close";
+            let _broken = (&client)
+                .write_all(format!("{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len()).as_bytes());
+        }
+    });
 }

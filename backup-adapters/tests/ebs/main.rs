@@ -11,5 +11,6 @@ mod faults;
 mod freeze;
 mod lifecycle;
 mod proxy;
+mod refused;
 mod restore;
 mod support;
