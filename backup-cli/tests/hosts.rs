@@ -1,6 +1,9 @@
 //! Several hosts in one place: a prefix for each, and what all of them have.
 
-use super::support::World;
+use std::process::Stdio;
+
+use super::s3::{KEYS, Storage};
+use super::support::{Ran, World};
 
 /// A host called `name` that backs up beside others.
 fn host(world: &World, name: &str) {
@@ -89,4 +92,99 @@ fn another_machine_is_told_whose_name_it_needs() {
     std::fs::remove_file(world.path("backup.toml")).unwrap();
     let ran = world.run(&["bootstrap", "all/web-9", "--dry-run"]);
     assert!(ran.err.contains("set `host` in"), "{ran:#?}");
+}
+
+/// One bucket, live: both hosts run, copy and prune at the same time, and neither touches what is the other's.
+#[test]
+#[ignore = "live: MinIO in a container"]
+fn two_hosts_that_work_in_one_bucket_at_the_same_time_keep_what_is_theirs() {
+    const NAMES: [&str; 2] = ["web-1", "web-2"];
+    const ROUNDS: usize = 4;
+    let storage = Storage::start("hosts");
+    let world = World::new();
+    for name in NAMES {
+        world.write(
+            &format!("{name}.toml"),
+            &format!(
+                "host = '{name}'\nstate_dir = 'state-{name}'\ncopies = ['second']\n\
+                 store = {{ url = 's3://ours/{{host}}', options = {{ allow_http = true }} }}\n\
+                 stores.second = {{ url = 's3://ours/second/{{host}}', keep = 3, options = {{ allow_http = true }} }}\n\
+                 intervals.hourly = {{ services = ['data'], keep = 2 }}\n\
+                 services.data = {{ kind = 'files', paths = ['{name}'] }}\n"
+            ),
+        );
+    }
+    // As each host starts it: without waiting for the other one.
+    let begin = |name: &str, round: usize, args: &[&str]| {
+        let config = format!("{name}.toml");
+        let mut command = world.command(&[&["--config", config.as_str()], args].concat());
+        command.envs(KEYS).env("AWS_ENDPOINT_URL_S3", format!("http://{}", storage.address));
+        command
+            .env("AWS_REGION", "us-east-1")
+            .env("BACKUP_TEST_NOW", format!("2026-03-09T{round:02}:30:00Z"));
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let end = |child: std::process::Child| {
+        let out = child.wait_with_output().unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        Ran { code: out.status.code().unwrap_or(-1), out: text(out.stdout), err: text(out.stderr) }
+    };
+    let ok = |name: &str, round: usize, args: &[&str]| {
+        let ran = end(begin(name, round, args));
+        assert_eq!(ran.code, 0, "{name} {args:?}: {ran:#?}");
+        ran
+    };
+    let both = |round: usize, args: &[&[&str]]| {
+        let children: Vec<_> =
+            NAMES.iter().flat_map(|name| args.iter().map(|a| begin(name, round, a))).collect();
+        for ran in children.into_iter().map(end) {
+            assert_eq!(ran.code, 0, "{args:?}: {ran:#?}");
+        }
+    };
+    both(0, &[&["init"]]);
+    for round in 1..=ROUNDS {
+        for name in NAMES {
+            world.write(&format!("{name}/n"), &format!("{name} {round}\n"));
+        }
+        both(round, &[&["run", "hourly"]]);
+        // Each with a process of its own that looks after what is kept, and one that copies.
+        both(round, &[&["copy"], &["prune", "--yes"], &["list"]]);
+    }
+    for name in NAMES {
+        let kept = |store: &str| {
+            let listed = ok(name, ROUNDS, &["list", "data", "--store", store, "--json"]).lines();
+            assert!(
+                listed.iter().all(|l| l["event"] != "backup" || l["summary"]["host"] == name),
+                "{listed:#?}"
+            );
+            let mut ids: Vec<String> = listed
+                .iter()
+                .filter(|l| l["event"] == "backup" && l["state"] == "good")
+                .map(|l| l["id"].as_str().unwrap().to_owned())
+                .collect();
+            ids.sort_unstable();
+            ids
+        };
+        let hours = |from: usize| {
+            (from..=ROUNDS).map(|n| format!("data/hourly/20260309_{n:02}3000")).collect::<Vec<_>>()
+        };
+        assert_eq!((kept("primary"), kept("second")), (hours(ROUNDS - 1), hours(ROUNDS - 2)), "{name}");
+        for store in ["primary", "second"] {
+            ok(name, ROUNDS, &["verify", "--all", "--level", "content", "--store", store]);
+            let to = format!("back-{name}-{store}");
+            ok(name, ROUNDS, &["restore", "data", "--store", store, "--to", &to, "--yes"]);
+            let found = super::support::tree(&world.path(&to));
+            let n: Vec<_> = found.iter().filter(|(path, _)| path.ends_with("/n") || path == "n").collect();
+            assert!(
+                n.len() == 1 && n[0].1.as_deref() == Some(format!("{name} {ROUNDS}\n").as_bytes()),
+                "{found:?}"
+            );
+        }
+    }
+    let listed = ok("web-1", ROUNDS, &["list", "--all-hosts", "--json"]).lines();
+    for name in NAMES {
+        let of = listed.iter().find(|l| l["host"] == name).unwrap_or_else(|| panic!("{listed:#?}"));
+        let data = of["services"].as_array().unwrap().iter().find(|s| s["service"] == "data").unwrap();
+        assert_eq!((data["good"].as_u64(), data["state"].as_str()), (Some(2), Some("good")), "{listed:#?}");
+    }
 }
