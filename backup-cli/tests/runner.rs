@@ -27,6 +27,7 @@ mod keys;
 mod killed;
 mod kills;
 mod legacy;
+mod many;
 mod neo4j_kills;
 mod recover;
 mod recover_kills;
