@@ -31,7 +31,7 @@ impl FakeAdapter {
     }
 
     /// Hangs at every call of `step` until the operation is cancelled or its deadline passes; goes on once
-    /// [`Script::hanging`] does not name it any more.
+    /// [`Script::hanging`](super::Script::hanging) does not name it any more.
     #[must_use]
     pub fn hanging(self, step: Step) -> Self {
         self.script(|s| s.hanging.insert(step));
@@ -50,7 +50,7 @@ impl FakeAdapter {
     }
 
     /// As [`failing_at`](Self::failing_at), but hangs until the operation is cancelled or its deadline passes; goes on once
-    /// [`Script::hang_at`] does not name it any more.
+    /// [`Script::hang_at`](super::Script::hang_at) does not name it any more.
     ///
     /// # Panics
     /// When `name` is no valid artifact name.
