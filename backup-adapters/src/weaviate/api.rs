@@ -117,6 +117,11 @@ impl Api {
         Ok(Self { client, base, name })
     }
 
+    /// Whether both ask the same address.
+    pub(super) fn is_at(&self, other: &Self) -> bool {
+        self.base == other.base
+    }
+
     pub(super) fn name(&self) -> &str {
         &self.name
     }

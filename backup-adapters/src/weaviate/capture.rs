@@ -259,9 +259,13 @@ impl State {
         cx.cancel = tokio_util::sync::CancellationToken::new();
         cx.deadline = Some(Instant::now() + END);
         let complete = outcome == ReadOutcome::Complete;
+        // A container that died meanwhile has another address once it runs again, and a neighbour may have its old one: what
+        // is undone there is undone to the wrong server.
+        let again = server.connect(&cx).await.map(|api| std::mem::replace(&mut self.api, api));
         if self.begun {
-            let over =
-                complete || self.job.cancel(&self.api, &cx, END / 2).await || server.is_stopped().await;
+            let over = complete
+                || (again.is_ok() && self.job.cancel(&self.api, &cx, END / 2).await)
+                || server.is_stopped().await;
             let gone = match over {
                 true => self.files()?.remove(&self.job.id).await,
                 false => Err(AdapterError::new(AdapterErrorKind::Conflict, "the server still writes it")),
@@ -272,16 +276,31 @@ impl State {
                 self.warnings.push(what);
             }
         }
-        self.lull(&cx).await?;
+        let again = match (again, self.woken.is_some()) {
+            (Ok(before), _) => {
+                self.lull(&cx).await?;
+                // Its pages came from whoever answered.
+                if complete && self.files.is_none() && !self.api.is_at(&before) {
+                    let what = format!(
+                        "{server} was started again at another address while it was exported: run the backup again"
+                    );
+                    return Err(AdapterError::new(AdapterErrorKind::Changed, what));
+                }
+                None
+            }
+            (Err(e), woken) if woken || complete && self.files.is_none() => return Err(e),
+            (Err(e), _) => Some(e),
+        };
         if self.files.is_none() {
             self.done = run.clock.now();
         }
-        let after = match (&self.before, complete) {
-            (Some(_), true) => {
+        let after = match (&self.before, complete, again) {
+            (Some(_), true, None) => {
                 let mut counting = run.clone();
                 counting.deadline = Some(Instant::now() + Duration::from_secs(60));
                 Some(census(&self.api, &counting).await)
             }
+            (Some(_), true, Some(e)) => Some(Err(e)),
             _ => None,
         };
         self.report(server, after).await

@@ -8,7 +8,7 @@ use backup_core::{AdapterError, AdapterErrorKind, ArtifactBody, ServiceAdapter, 
 use futures::StreamExt as _;
 
 use crate::proxy::{Fault, Proxy};
-use crate::support::{Server, adapter, bench, docker};
+use crate::support::{Network, Server, adapter, bench, docker};
 
 pub(crate) fn through(server: &Server, proxy: &Proxy) -> Arc<dyn ServiceAdapter> {
     adapter(&format!(
@@ -156,6 +156,37 @@ async fn a_server_that_dies_or_restarts_midway_is_an_error() {
         let captured = capture(&*adapter, &bench().cx()).await.unwrap_or_else(|e| panic!("{}", chain(&e)));
         assert_eq!(captured.report.evidence.counts["objects.Doc"], 5300);
     }
+}
+
+/// Its address is another container's then, and what has to be undone there must not be undone to that one.
+#[tokio::test]
+#[ignore = "needs Docker"]
+async fn a_neighbour_that_gets_the_address_of_a_dead_server_is_left_alone() {
+    let network = Network::create().await;
+    let server = Server::with(&["--network", &network.0]).await;
+    server.seed().await;
+    let (adapter, cx, base) = (server.adapter(""), bench().cx(), server.base().await);
+    let mut parts = adapter.open(&cx).await.unwrap().into_parts();
+    // Not read: the tenants are lulled once all is.
+    let artifact = parts.artifacts.next().await.unwrap().unwrap();
+    assert_eq!(server.tenant("Ten", "asleep").await, "HOT");
+    docker(&["kill", &server.name]).await;
+    let neighbour = Server::with(&["--network", &network.0]).await;
+    assert_eq!(neighbour.base().await, base);
+    neighbour.make_class("Ten", true).await;
+    let asleep = serde_json::json!([{ "name": "asleep", "activityStatus": "HOT" }]);
+    neighbour.call("POST", "/v1/schema/Ten/tenants", Some(asleep)).await;
+    drop((artifact, parts.artifacts));
+    let e = (parts.release)(backup_core::ReadOutcome::Failed).await.unwrap_err();
+    assert!(chain(&e).contains("does not run"), "{}", chain(&e));
+    assert_eq!(neighbour.tenant("Ten", "asleep").await, "HOT");
+    docker(&["start", &server.name]).await;
+    server.wait_until_ready().await;
+    let entries = cx.journal.entries().await.unwrap();
+    assert_eq!(entries.len(), 1);
+    adapter.bring_back(&cx, &entries[0]).await.unwrap_or_else(|e| panic!("{}", chain(&e)));
+    assert_eq!(server.tenant("Ten", "asleep").await, "COLD");
+    assert_eq!(neighbour.tenant("Ten", "asleep").await, "HOT");
 }
 
 #[tokio::test]

@@ -39,6 +39,25 @@ pub(crate) async fn docker(args: &[&str]) -> String {
     text
 }
 
+/// A network of its own, where the first address that is free is given away next. Let go of its servers first.
+pub(crate) struct Network(pub(crate) String);
+
+impl Network {
+    pub(crate) async fn create() -> Self {
+        let n = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let (id, label) = (std::process::id(), format!("backup-test={}", std::process::id()));
+        let network = Self(format!("backup-test-weaviate-{id}-{n}"));
+        docker(&["network", "create", "--label", &label, &network.0]).await;
+        network
+    }
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        let _gone = Command::new("docker").args(["network", "rm", &self.0]).output();
+    }
+}
+
 /// A container with a volume; both are removed when this is dropped.
 pub(crate) struct Server {
     pub(crate) name: String,
