@@ -34,6 +34,7 @@ mod server;
 mod tools;
 mod watch;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -187,6 +188,10 @@ impl ServiceAdapter for Neo4j {
 
     fn container(&self) -> Option<String> {
         Some(self.server.docker.container().to_owned())
+    }
+
+    async fn live_paths(&self, _cx: &OpContext) -> Vec<PathBuf> {
+        self.server.docker.live_paths().await
     }
 
     fn content_check(

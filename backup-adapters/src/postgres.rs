@@ -306,6 +306,13 @@ impl ServiceAdapter for Postgres {
         self.settings.container.clone()
     }
 
+    async fn live_paths(&self, _cx: &OpContext) -> Vec<PathBuf> {
+        match self.settings.docker() {
+            Some(docker) => docker.live_paths().await,
+            None => Vec::new(),
+        }
+    }
+
     fn content_check(
         &self,
         purpose: &CheckPurpose,

@@ -225,6 +225,13 @@ impl ServiceAdapter for Redis {
         self.server.container().map(|docker| docker.container().to_owned())
     }
 
+    async fn live_paths(&self, _cx: &OpContext) -> Vec<PathBuf> {
+        match self.server.container() {
+            Some(docker) => docker.live_paths().await,
+            None => Vec::new(),
+        }
+    }
+
     fn content_check(
         &self,
         _purpose: &CheckPurpose,

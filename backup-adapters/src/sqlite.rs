@@ -151,6 +151,10 @@ impl ServiceAdapter for Sqlite {
         .await
     }
 
+    async fn live_paths(&self, _cx: &OpContext) -> Vec<PathBuf> {
+        vec![self.path.clone()]
+    }
+
     async fn open(&self, cx: &OpContext) -> Result<BackupSource, AdapterError> {
         cx.check_alive()?;
         capture::open(self.path.clone(), cx).await

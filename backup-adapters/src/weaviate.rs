@@ -42,6 +42,7 @@ mod server;
 mod tenants;
 mod twin;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -221,6 +222,13 @@ impl ServiceAdapter for Weaviate {
 
     fn container(&self) -> Option<String> {
         self.server.container.as_ref().map(|docker| docker.container().to_owned())
+    }
+
+    async fn live_paths(&self, _cx: &OpContext) -> Vec<PathBuf> {
+        match &self.server.container {
+            Some(docker) => docker.live_paths().await,
+            None => Vec::new(),
+        }
     }
 
     fn content_check(

@@ -77,6 +77,11 @@ pub trait ServiceAdapter: fmt::Debug + Send + Sync + 'static {
         None
     }
 
+    /// Where its live data lies on this host, as far as that can be told: empty where it cannot. For warnings about disks.
+    async fn live_paths(&self, _cx: &OpContext) -> Vec<PathBuf> {
+        Vec::new()
+    }
+
     /// Whether other services read, as they start, what this one restores: `recover` does it before them.
     fn comes_first(&self) -> bool {
         false

@@ -185,6 +185,18 @@ impl DockerRuntime {
         self.engine.root().await
     }
 
+    /// Where on this host the container's data lies: what is mounted into it for writing, else the engine's own folder. Empty
+    /// if that cannot be told.
+    pub async fn live_paths(&self) -> Vec<PathBuf> {
+        let Ok(found) = self.inspect().await else { return Vec::new() };
+        let writable = found.mounts.into_iter().filter(|mount| !mount.read_only);
+        let paths: Vec<PathBuf> = writable.filter_map(|mount| mount.host).collect();
+        match paths.is_empty() {
+            true => self.root().await.ok().flatten().into_iter().collect(),
+            false => paths,
+        }
+    }
+
     /// Whether the engine sees the files of this host: it is reached over a socket.
     #[must_use]
     pub fn shares_files(&self) -> bool {

@@ -79,6 +79,14 @@ impl<K: Kind> ServiceAdapter for Tree<K> {
         K::FIRST
     }
 
+    async fn live_paths(&self, cx: &OpContext) -> Vec<PathBuf> {
+        self.0
+            .roots(cx)
+            .await
+            .map(|(roots, _)| roots.into_iter().map(|r| r.path).collect())
+            .unwrap_or_default()
+    }
+
     async fn check(&self, cx: &OpContext) -> Result<(), AdapterError> {
         self.0.roots(cx).await.map(|_| ())
     }

@@ -118,6 +118,8 @@ async fn a_volume_of_this_host_is_found() {
     let mounts = runtime.inspect().await.unwrap().mounts;
     assert!(mounts.iter().any(|m| m.inside == Path::new("/bind") && m.read_only));
     assert!(mounts.iter().any(|m| m.inside == Path::new("/data") && !m.read_only));
+    // What it only reads is nobody's data.
+    assert_eq!(runtime.live_paths().await, [at("/data").await.unwrap().unwrap()]);
 }
 
 struct Volume(String);

@@ -8,7 +8,7 @@ use backup_adapters::notify::{Message, Urgency, tell};
 use backup_adapters::spot::{Imds, Notice, NoticeKind, on_instance_store};
 use backup_core::config::SpotConfig;
 use backup_core::engine::{CopyRequest, FlushRequest};
-use backup_core::{Outcome, chain};
+use backup_core::{Outcome, ServiceName, chain};
 use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::json;
 use tokio::task::JoinSet;
@@ -72,7 +72,7 @@ impl Args {
         let stop = cx.interrupt.graceful();
         let (mut stores, session) = Stores::open(cx, prepared).await?;
         let mut spot = Spot::new(session, config);
-        warn_of_what_would_be_lost(cx, &spot);
+        warn_of_what_would_be_lost(cx, &spot).await;
         warn_of_volumes(cx, &spot).await;
         cx.ui.note(&format!("watching for a notice, every {}", format::duration(spot.config.poll)));
         let mut seen = Seen::default();
@@ -248,18 +248,18 @@ fn copy_now(cx: &Context, spot: &Spot) -> (CancellationToken, JoinSet<()>) {
 }
 
 /// What no notice can save.
-fn warn_of_what_would_be_lost(cx: &Context, spot: &Spot) {
+async fn warn_of_what_would_be_lost(cx: &Context, spot: &Spot) {
     let plan = spot.session.plan();
     let places = plan.excluded().into_iter().chain([spot.session.engine.state().root().to_owned()]);
     // The configuration may name the state directory, too: each is told once.
     let places: BTreeSet<PathBuf> = places.chain(spot.config.repositories.iter().cloned()).collect();
-    for place in places {
-        if on_instance_store(&place) {
-            cx.ui.warn(&format!(
-                "`{}` is on a disk of the instance's own, which is empty wherever it is started next",
-                place.display()
-            ));
-        }
+    let places = places.into_iter().map(|place| (None, place)).chain(live_data(cx, spot).await);
+    for (service, place) in places.filter(|(_, place)| on_instance_store(place)) {
+        let whose = service.map_or_else(String::new, |name| format!(", the data of `{name}`,"));
+        cx.ui.warn(&format!(
+            "`{}`{whose} is on a disk of the instance's own, which is empty wherever it is started next",
+            place.display()
+        ));
     }
     for tree in spot.config.repositories.iter().filter(|tree| !tree.join(".git").exists()) {
         cx.ui.warn(&format!(
@@ -271,6 +271,18 @@ fn warn_of_what_would_be_lost(cx: &Context, spot: &Spot) {
         cx.ui
             .warn("backups stay on this host only: `copies` in the configuration would bring them elsewhere");
     }
+}
+
+/// Where the services have their data.
+async fn live_data(cx: &Context, spot: &Spot) -> Vec<(Option<ServiceName>, PathBuf)> {
+    let mut places = Vec::new();
+    for service in spot.session.plan().services.values() {
+        let Ok((operation, _spool)) = ebs::operation(cx, &service.name, "") else { continue };
+        // An engine that hangs is told of by whoever needs it.
+        let asked = tokio::time::timeout(ASKING, service.adapter.live_paths(&operation)).await;
+        places.extend(asked.unwrap_or_default().into_iter().map(|place| (Some(service.name.clone()), place)));
+    }
+    places
 }
 
 /// Volumes that end with the instance, as far as there is a service that may ask EC2.
