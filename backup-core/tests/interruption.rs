@@ -41,6 +41,20 @@ async fn replay(fake: &FakeRuntime) -> Vec<Replay> {
     out
 }
 
+/// Docker may call a container paused for a moment that it has just let go on.
+#[tokio::test(start_paused = true)]
+async fn an_engine_that_learns_late_that_a_pause_is_over_is_believed_later() {
+    let fake = FakeRuntime::new(RunState::Running);
+    let mut interruption = begin(&fake, PAUSE).await.unwrap();
+    fake.tell_late(20);
+    interruption.end().await.unwrap();
+    assert!(fake.entries().await.unwrap().is_empty());
+    let mut interruption = begin(&fake, PAUSE).await.unwrap();
+    fake.tell_late(u32::MAX);
+    assert_eq!(interruption.end().await.unwrap_err().kind(), Kind::Unavailable);
+    assert_eq!(fake.entries().await.unwrap().len(), 1);
+}
+
 #[tokio::test(start_paused = true)]
 async fn the_journal_is_written_before_and_cleared_after() {
     for (kind, down, up) in [(STOP, "stop", "start"), (PAUSE, "pause", "unpause")] {

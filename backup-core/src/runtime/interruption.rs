@@ -18,6 +18,12 @@ pub use journal::{InterruptionEntry, InterruptionJournal, InterruptionKind, NoWa
 /// How long bringing a service back may take before it counts as failed.
 const RESTORE_LIMIT: Duration = Duration::from_secs(300);
 
+/// How long a service that was unpaused may still be called paused, and how often it is looked at. Docker notes a pause at once and
+/// again when it hears of it as an event, which comes late on a busy host, also after the pause is over
+/// (`ProcessEvent` in <https://github.com/moby/moby/blob/v20.10.24/daemon/monitor.go>).
+const LATE: Duration = Duration::from_secs(10);
+const AGAIN: Duration = Duration::from_millis(100);
+
 /// How long an order to an engine may be under way, beside the time that it gives a service to stop. On a busy host some
 /// seconds; what waits for this is only the entry of a service that runs.
 const ORDER_LIMIT: Duration = Duration::from_secs(15);
@@ -328,9 +334,14 @@ async fn bring_back(runtime: &dyn ServiceRuntime, entry: &InterruptionEntry) -> 
             InterruptionKind::Pause => runtime.unpause().await?,
             kind @ InterruptionKind::Other { .. } => return Err(not_by_runtime(kind)),
         }
-        let now = runtime.inspect().await?;
-        if now.state == RunState::Running {
-            return Ok(());
+        let until = Instant::now() + LATE;
+        loop {
+            let now = runtime.inspect().await?;
+            match now.state {
+                RunState::Running => return Ok(()),
+                RunState::Paused if Instant::now() < until => sleep(AGAIN).await,
+                _ => break,
+            }
         }
         let what = format!("`{}` does not run again after {}", entry.service, entry.kind.verb());
         Err(AdapterError::new(AdapterErrorKind::Unavailable, what))

@@ -35,6 +35,7 @@ struct Inner {
     stdout: Bytes,
     started: Option<String>,
     last_lines: Vec<String>,
+    late: u32,
 }
 
 impl FakeRuntime {
@@ -54,6 +55,7 @@ impl FakeRuntime {
             stdout: Bytes::new(),
             started: None,
             last_lines: Vec::new(),
+            late: 0,
         };
         Self { inner: Arc::new(Mutex::new(inner)) }
     }
@@ -100,6 +102,11 @@ impl FakeRuntime {
         self.lock().fail.insert(name, (kind, takes_effect));
     }
 
+    /// As it runs again, so many looks still tell that it is paused, as an engine does that learns of it late.
+    pub fn tell_late(&self, looks: u32) {
+        self.lock().late = looks;
+    }
+
     /// Makes the next call called `name` hang for ever, without effect.
     pub fn hang_next(&self, name: &'static str) {
         self.lock().hang = Some(name);
@@ -135,10 +142,15 @@ impl FakeRuntime {
 #[async_trait]
 impl ServiceRuntime for FakeRuntime {
     async fn inspect(&self) -> Result<Inspection, AdapterError> {
-        let inner = self.lock();
+        let mut inner = self.lock();
+        let mut state = inner.state;
+        if state == RunState::Running && inner.log.contains(&"unpause") && inner.late > 0 {
+            inner.late -= 1;
+            state = RunState::Paused;
+        }
         Ok(Inspection {
             instance: inner.instance.clone(),
-            state: inner.state,
+            state,
             image: None,
             labels: BTreeMap::new(),
             mounts: Vec::new(),
