@@ -7,7 +7,7 @@ use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use backup_core::ServiceAdapter;
@@ -40,6 +40,33 @@ impl Drop for Guard {
 
 /// Servers with a volume of their own that no test uses at the moment: a start takes its time.
 static IDLE: Mutex<Vec<(String, Guard)>> = Mutex::new(Vec::new());
+
+/// Which tests use servers at the moment, by number: not more than there are processors, which each of them keeps busy. A
+/// test has a thread, and its turn until that ends.
+struct Turn;
+
+static TURNS: (Mutex<usize>, Condvar) = (Mutex::new(0), Condvar::new());
+
+thread_local! {
+    static TURN: Turn = Turn::take();
+}
+
+impl Turn {
+    fn take() -> Self {
+        let all = std::thread::available_parallelism().map_or(2, usize::from).max(2);
+        let taken = TURNS.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let taken = TURNS.1.wait_while(taken, |taken| *taken >= all);
+        *taken.unwrap_or_else(PoisonError::into_inner) += 1;
+        Self
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        *TURNS.0.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        TURNS.1.notify_one();
+    }
+}
 
 /// A version, and the settings that make it small, and quick to end: else it waits 10 s for clients that there are none of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,6 +116,7 @@ pub(crate) struct Graph {
 impl Graph {
     /// A server with a volume of its own, empty. Its settings must not be changed: another test may get it next.
     pub(crate) fn start() -> Self {
+        TURN.with(|_| ());
         let idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let Some((name, guard)) = idle else {
             let mut this = Self::with(&[]);
@@ -147,6 +175,7 @@ impl Graph {
     }
 
     fn run(release: Release, options: &[&str], arguments: &[&str], password: Option<&'static str>) -> Self {
+        TURN.with(|_| ());
         let n = NUMBER.fetch_add(1, Ordering::Relaxed);
         let name = format!("backup-test-{}-{n}-neo4j", std::process::id());
         let guard = Some(Guard::new(&name));

@@ -67,6 +67,8 @@ impl Writer {
                         count.store(n, Ordering::SeqCst);
                         gap = gap.max(last.elapsed());
                         last = Instant::now();
+                        // Without a rest it takes a processor for itself, and what it has written grows with that.
+                        std::thread::sleep(Duration::from_millis(10));
                     }
                     Err(_) => {
                         // It may have got another address.
