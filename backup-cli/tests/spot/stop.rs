@@ -124,7 +124,7 @@ fn what_lies_on_the_instances_own_disks_is_told_at_the_start() {
         let ran = end(watch);
         let told: Vec<&str> =
             ran.err.lines().filter(|line| line.contains("on a disk of the instance's own")).collect();
-        for what in ["store", "far", "state", "app", ".env"] {
+        for what in ["store", "far", "state", "app", "data", ".env"] {
             let place = format!("`{}`", host.world.path(what).display());
             let lines = told.iter().filter(|line| line.contains(&place)).count();
             assert_eq!(lines, usize::from(warned), "{what}, {model}: {ran:#?}");
