@@ -10,6 +10,7 @@ use backup_core::config::SpotConfig;
 use backup_core::engine::{CopyRequest, FlushRequest};
 use backup_core::{Outcome, ServiceName, chain};
 use chrono::{DateTime, TimeDelta, Utc};
+use futures::future::join_all;
 use serde_json::json;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -273,16 +274,14 @@ async fn warn_of_what_would_be_lost(cx: &Context, spot: &Spot) {
     }
 }
 
-/// Where the services have their data.
+/// Where the services have their data. All are asked at once: the watch does not wait for an engine that hangs.
 async fn live_data(cx: &Context, spot: &Spot) -> Vec<(Option<ServiceName>, PathBuf)> {
-    let mut places = Vec::new();
-    for service in spot.session.plan().services.values() {
-        let Ok((operation, _spool)) = ebs::operation(cx, &service.name, "") else { continue };
-        // An engine that hangs is told of by whoever needs it.
-        let asked = tokio::time::timeout(ASKING, service.adapter.live_paths(&operation)).await;
-        places.extend(asked.unwrap_or_default().into_iter().map(|place| (Some(service.name.clone()), place)));
-    }
-    places
+    let asked = spot.session.plan().services.values().map(async |service| {
+        let (operation, _spool) = ebs::operation(cx, &service.name, "").ok()?;
+        let paths = tokio::time::timeout(ASKING, service.adapter.live_paths(&operation)).await.ok()?;
+        Some(paths.into_iter().map(|path| (Some(service.name.clone()), path)).collect::<Vec<_>>())
+    });
+    join_all(asked).await.into_iter().flatten().flatten().collect()
 }
 
 /// Volumes that end with the instance, as far as there is a service that may ask EC2.
